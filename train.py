@@ -1,0 +1,173 @@
+"""Train one encoder with a head per task, test the best epoch, and keep it in a folder.
+
+python train.py --variant shared
+python train.py --variant separate-lr --data reviews.csv --tasks sentiment topic --epochs 3
+"""
+
+import argparse
+import math
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import mtbert
+from mtbert import InputError, printable
+
+SAMPLE = Path(__file__).parent / "sample_data.json"
+
+
+def number(kind, low, high=math.inf):
+    """An argparse type: an int or a float from `low` to `high`."""
+
+    def parse(text):
+        if not low <= kind(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return kind(text)
+
+    parse.__name__ = kind.__name__  # argparse's messages name it
+    return parse
+
+
+def task_weight(text):
+    name, _, weight = text.rpartition("=")
+    return name, number(float, 0)(weight)
+
+
+def parse_args(argv=None):
+    parser = mtbert.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    flag = parser.add_argument
+    flag("--variant", choices=mtbert.VARIANTS, default="shared", help="see the README (default: %(default)s)")
+    flag("--data", nargs="+", default=[str(SAMPLE)], metavar="FILE", help=".json, .jsonl, .csv, .tsv (default: sample)")
+    flag("--val", nargs="+", default=[], metavar="FILE", help="validation rows (default: a tenth of the training rows)")
+    flag("--test", nargs="+", default=[], metavar="FILE", help="test rows (default: none, or those in --data)")
+    flag("--tasks", nargs="+", metavar="NAME", help="the tasks, in order (default: every key but the texts)")
+    flag("--text-column", default="text", metavar="NAME", help="the key of the text (default: %(default)s)")
+    flag("--encoder", default=mtbert.DEFAULT_ENCODER, help="a name on the Hub, or a folder (default: %(default)s)")
+    flag("--pooling", choices=("mean", "cls"), default="mean", help="of the hidden states (default: %(default)s)")
+    flag("--max-length", type=number(int, 4), metavar="T", help="tokens of a text (default: the encoder's limit)")
+    flag("--epochs", type=number(int, 1), default=5, metavar="N", help="(default: %(default)s)")
+    flag("--batch-size", type=number(int, 1), default=32, metavar="N", help="rows in a step (default: %(default)s)")
+    flag("--accumulate", type=number(int, 1), default=1, metavar="N", help="parts of a batch (default: %(default)s)")
+    flag("--lr", type=number(float, 0), help="peak learning rate (default: the variant's)")
+    flag("--head-lr", type=number(float, 0), help="that of the heads, for separate-lr (default: the variant's)")
+    flag("--layer-decay", type=number(float, 0.01, 1), help="rate of a layer / of the one above, for separate-lr")
+    flag("--task-weights", nargs="+", type=task_weight, default=[], metavar="NAME=W", help="of the losses (default: 1)")
+    flag("--weight-decay", type=number(float, 0), default=0.01, help="but of vectors (default: %(default)s)")
+    flag("--warmup-ratio", type=number(float, 0, 1), default=0.1, help="share of all steps (default: %(default)s)")
+    flag("--dropout", type=number(float, 0, 0.99), default=0.1, help="in encoder and heads (default: %(default)s)")
+    flag("--clip", type=number(float, 0), default=1.0, help="largest norm of the gradient (default: %(default)s)")
+    flag("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of everything random (default: %(default)s)")
+    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where it is native")
+    flag("--compile", action="store_true", help="torch.compile the model")
+    flag("--out", metavar="FOLDER", help="where the run is kept (default: a new folder under runs/)")
+    flag("--overwrite", action="store_true", help="let --out be a folder in use")
+    args = parser.parse_args(argv)
+
+    variant = mtbert.VARIANTS[args.variant]
+    args.task_weights = dict(args.task_weights)
+    if args.task_weights and not variant["all_tasks"]:
+        raise InputError(f"--task-weights is not used by --variant {args.variant}, which has one task")
+    for value, name in ((args.head_lr, "--head-lr"), (args.layer_decay, "--layer-decay")):
+        if value is not None and variant["head_lr"] is None:
+            raise InputError(f"{name} is not used by --variant {args.variant}, but by separate-lr")
+    args.lr = variant["lr"] if args.lr is None else args.lr
+    args.head_lr = variant["head_lr"] if args.head_lr is None else args.head_lr
+    return args
+
+
+def run_folder(args):
+    """The folder for the run. Raises InputError if it is in use."""
+    if args.out is None:
+        numbers = [folder.name.rpartition("-")[2] for folder in Path("runs").glob(f"{args.variant}-*")]
+        return Path("runs") / f"{args.variant}-{max((int(n) for n in numbers if n.isdecimal()), default=0) + 1}"
+    folder = Path(args.out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder} is a file; name a folder")
+    if folder.exists() and any(folder.iterdir()) and not args.overwrite:
+        raise InputError(f"--out {folder} is in use; name another folder, or add --overwrite")
+    return folder
+
+
+def print_metrics(tasks, metrics):
+    for task in (task for task in tasks if task.name in metrics):
+        m = metrics[task.name]
+        print(f"\n{printable(task.name)}, test")
+        if "accuracy" not in m:
+            print(f"  Pearson {m['pearson']:.3f}, Spearman {m['spearman']:.3f}, RMSE {m['rmse']:.3f}", end="")
+            print(f" (always the mean: {m['mean_rmse']:.3f})")
+            continue
+        print(f"  accuracy {m['accuracy']:.3f} (always the majority class: {m['majority_accuracy']:.3f})", end="")
+        print(f", macro-F1 {m['macro_f1']:.3f}")
+        print(f"  {'class':20}{'precision':>10}{'recall':>10}{'F1':>10}{'rows':>10}")
+        for label, c in m["per_class"].items():
+            print(f"  {printable(task.names[label])[:19]:20}", end="")
+            print(f"{c['precision']:10.3f}{c['recall']:10.3f}{c['f1']:10.3f}{c['rows']:10.0f}")
+
+
+def print_examples(model, rows):
+    predictions = mtbert.predict_encoded(model, mtbert.encode(model.tokenizer, rows))
+    for row, prediction in zip(rows, predictions, strict=True):
+        print(f"\n  {printable(row.text)[:110]}")
+        for task in model.tasks:
+            gold = row.labels.get(task.name, "not labelled")
+            gold = printable(task.names.get(str(gold), str(gold)))
+            print(f"    {printable(task.name)}: {mtbert.describe(prediction[task.name])} (gold: {gold})")
+
+
+def main():
+    args = parse_args()
+    folder = run_folder(args)
+    all_tasks = mtbert.VARIANTS[args.variant]["all_tasks"]
+    tasks, rows = mtbert.read_data(args.data, args.val, args.test, args.tasks, all_tasks, args.text_column, args.seed)
+    if unknown := set(args.task_weights) - {task.name for task in tasks}:
+        raise InputError(f"--task-weights: there is no task {min(unknown)!r}")
+    device = mtbert.pick_device(args.device)
+    encoder = mtbert.Encoder.from_pretrained(args.encoder, args.dropout)
+    config = encoder.config
+    max_length = args.max_length or config.max_length
+    if max_length > config.max_length:
+        raise InputError(f"--max-length {max_length}: the encoder takes at most {config.max_length} tokens")
+    tokenizer = mtbert.load_tokenizer(args.encoder, max_length)
+    size = sum(parameter.numel() for parameter in encoder.parameters())
+    shape = f"{config.model_type}, {config.num_hidden_layers} layers, hidden size {config.hidden_size}"
+    print(f"encoder: {args.encoder}, from {encoder.source} ({shape}, {size / 1e6:.1f}M parameters)")
+
+    data = {split: mtbert.encode(tokenizer, part, tasks) for split, part in rows.items()}
+    print("rows: " + ", ".join(f"{len(part)} {split}" for split, part in rows.items()))
+    for task in tasks:
+        kind = f"{len(task.labels)} classes" if task.labels else f"a number, {task.mean:.2f} ± {task.std:.2f}"
+        count = sum(task.name in row.labels for row in rows["train"])
+        print(f"task {printable(task.name)}: {kind}, {count} labelled training rows")
+    if cut := sum(part.cut for part in data.values()):
+        print(f"{cut} texts are longer than {max_length} tokens and were cut")
+
+    torch.manual_seed(args.seed)
+    model = mtbert.MTBert(encoder, tasks, tokenizer, args.pooling, args.dropout).to(device)
+    model.compute_dtype = mtbert.pick_dtype(args.dtype, device)
+    if args.compile:
+        model.compile(dynamic=True)
+    model.record = {
+        "flags": vars(args),
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "scikit-learn")},
+        "data_sha256": {path: mtbert.file_sha256(path) for path in args.data + args.val + args.test},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").unlink(missing_ok=True)  # it marks a finished run
+    seconds, validation = mtbert.train(model, data, args, folder)
+
+    model = mtbert.load(folder, args.device, args.dtype)  # what is tested is what was saved
+    test = mtbert.evaluate(model, data["test"])
+    print_metrics(tasks, test)
+    shown = "test" if rows["test"] else "validation"
+    print(f"\nsome {shown} rows")
+    print_examples(model, rows[shown][:12])
+    speed = args.epochs * len(rows["train"]) / seconds
+    result = {"validation": validation, "test": test, "train_seconds": seconds, "examples_per_second": speed}
+    mtbert.write(folder / "metrics.json", result)
+    print(f"\ntrained in {seconds:.1f} s ({speed:.0f} examples per second), saved in {folder}")
+
+
+if __name__ == "__main__":
+    mtbert.run_script(main)
