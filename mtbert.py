@@ -571,7 +571,7 @@ def loss_sum(task, logits, labels):
 VARIANTS = {
     "single": {"all_tasks": False, "lr": 1e-4, "head_lr": None},
     "shared": {"all_tasks": True, "lr": 1e-4, "head_lr": None},
-    "separate-lr": {"all_tasks": True, "lr": 1e-4, "head_lr": 1e-3},
+    "separate-lr": {"all_tasks": True, "lr": 1e-4, "head_lr": 5e-3},
 }
 
 
