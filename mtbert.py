@@ -19,6 +19,7 @@ import json
 import math
 import os
 import random
+import re
 import sys
 import time
 from array import array
@@ -94,11 +95,13 @@ def read_lines(path):
 
 
 def parse_json(text, where):
-    def refuse(constant):
-        raise ValueError(f"{constant} is no JSON")
+    def finite(number):
+        if not math.isfinite(float(number)):
+            raise ValueError(f"{number} is no finite number")
+        return float(number)
 
     with input_errors(f"{where}: invalid JSON"):
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_float=finite, parse_constant=finite)
 
 
 def read_rows(path, label_names=None):
@@ -136,12 +139,11 @@ def read_rows(path, label_names=None):
             header = next(reader, [])
             if len(set(header)) < len(header):
                 raise InputError(f"{path}: two columns have the same name")
-            for cells in reader:
+            for cells in filter(None, reader):  # an empty line is no row
                 where = f"{path}, line {reader.line_num}"
-                if cells and len(cells) != len(header):
+                if len(cells) != len(header):
                     raise InputError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
-                if cells:
-                    yield where, None, dict(zip(header, cells, strict=True))
+                yield where, None, dict(zip(header, cells, strict=True))
         except csv.Error as error:
             raise InputError(f"{path}, line {reader.line_num}: {error}") from None
     else:
@@ -160,26 +162,28 @@ def parse_row(where, row, text_column="text"):
     for value in (text, pair or text):
         if not isinstance(value, str) or not value.strip():
             raise InputError(f"{where}: the text must be a string that is not empty")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{where}: the text has a lone surrogate, which is no character") from None
+    try:
+        "".join((text, pair or "", *row)).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: a text or a key has a lone surrogate, which is no character") from None
     texts = (text_column, "text", "text_pair")
     return Row(where, text, pair, {k: v for k, v in row.items() if k not in texts and v not in (None, "")})
 
 
 def type_cells(rows):
-    """Turn the labels of CSV rows, which come as strings, into integers or numbers where a whole column allows it."""
+    """Turn the labels of CSV rows, which come as strings, into integers or numbers where a whole column is such."""
     for name in {name for row in rows for name in row.labels}:
-        labelled = [row.labels for row in rows if name in row.labels]
-        for cast in (int, float):
-            try:
-                typed = [cast(labels[name]) for labels in labelled]
-            except ValueError:
-                continue
-            for labels, label in zip(labelled, typed, strict=True):
-                labels[name] = label
-            break
+        labelled = [row for row in rows if name in row.labels]
+        cells = [row.labels[name] for row in labelled]
+        integers = [re.fullmatch(r"0|-?[1-9]\d*", cell) for cell in cells]  # 007 stays a string
+        numbers = [re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", cell, re.I) for cell in cells]
+        decimals = [match[0] for match in numbers if match and not match[0].lstrip("+-").isdigit()]
+        if decimals and not all(numbers):
+            row = labelled[numbers.index(None)]
+            raise InputError(f"{row.where}: {name!r} is {row.labels[name]!r} here and {decimals[0]} elsewhere")
+        cast = int if all(integers) else float if decimals else str
+        for row in labelled:
+            row.labels[name] = cast(row.labels[name])
 
 
 def make_task(name, splits, names):
@@ -226,7 +230,8 @@ def hold_out(rows, tasks, seed, fraction=0.1):
             left.subtract(keys)
             due -= 1
     if not held:
-        raise InputError("no row can be held out for validation without losing a label; give more rows, or --val FILE")
+        names = ", ".join(repr(task.name) for task in tasks)
+        raise InputError(f"no row can be held out for validation without losing a label of {names}; --val gives rows")
     return [row for i, row in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]
 
 
@@ -248,7 +253,7 @@ def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=Tr
                 raise InputError(f"{path}: no rows for {default}")
             for split in splits if default == "train" else [default]:
                 splits[split] += rows[split]
-                cells += rows[split] if path.lower().endswith((".csv", ".tsv")) else []
+                cells += rows[split] if str(path).lower().endswith((".csv", ".tsv")) else []
     type_cells(cells)
     found = dict.fromkeys(name for rows in splits.values() for row in rows for name in row.labels)
     names = list(dict.fromkeys(names or found))[: None if all_tasks else 1]
@@ -260,13 +265,12 @@ def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=Tr
     for split, rows in splits.items():
         splits[split] = [row for row in rows if any(name in row.labels for name in names)]
     tasks = [make_task(name, splits, label_names.get(name, {})) for name in names]
-    if missing := [t for t in tasks if not any(t.name in row.labels for row in splits["validation"])]:
-        labelled = [row for row in splits["train"] if any(task.name in row.labels for task in missing)]
-        rest = [row for row in splits["train"] if not any(task.name in row.labels for task in missing)]
-        kept, held = hold_out(labelled, tasks, seed)
-        splits["train"], splits["validation"] = rest + kept, splits["validation"] + held
-        tasks = [make_task(name, splits, label_names.get(name, {})) for name in names]  # without the held-out rows
-    return tasks, splits
+    for task in tasks:
+        if not any(task.name in row.labels for row in splits["validation"]):
+            kept, held = hold_out([row for row in splits["train"] if task.name in row.labels], tasks, seed)
+            splits["train"] = [row for row in splits["train"] if task.name not in row.labels] + kept
+            splits["validation"] += held
+    return [make_task(name, splits, label_names.get(name, {})) for name in names], splits  # without the held-out rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -280,7 +284,7 @@ class Dataset:
     input_ids: np.ndarray  # int32
     token_type_ids: np.ndarray  # uint8
     offsets: np.ndarray  # (N + 1,) int64
-    labels: dict  # task name -> (N,): int64 class indices, -100 where not labelled; or float32 targets, NaN where not
+    labels: dict  # task name -> (N,): int64 classes, -100 where not labelled; or float32 z-scores, NaN where not
     cut: int = 0  # rows that were longer than the tokenizer's maximum
 
     def __len__(self):
@@ -292,7 +296,7 @@ class Dataset:
 
 
 def encode(tokenizer, rows, tasks=()):
-    """Tokenize rows -> Dataset. Raises InputError for a text of which no token is left."""
+    """Tokenize rows -> Dataset. Raises InputError for a row of which no token is left."""
     input_ids, token_type_ids, offsets, cut = array("i"), bytearray(), array("q", [0]), 0
     for start in range(0, len(rows), 1000):
         chunk = rows[start : start + 1000]
@@ -311,7 +315,8 @@ def encode(tokenizer, rows, tasks=()):
             index = {label: i for i, label in enumerate(task.labels)}
             labels[task.name] = np.array([-100 if label is None else index[label] for label in given], np.int64)
         else:
-            labels[task.name] = np.array([math.nan if label is None else label for label in given], np.float32)
+            scores = [math.nan if target is None else (target - task.mean) / task.std for target in given]
+            labels[task.name] = np.array(scores, np.float32)
     offsets = np.frombuffer(offsets, np.int64)
     return Dataset(np.frombuffer(input_ids, np.int32), np.frombuffer(token_type_ids, np.uint8), offsets, labels, cut)
 
@@ -468,20 +473,24 @@ class Encoder(nn.Module):
                 raise ValueError(f"it is a {theirs.model_type} with {act}; supported are the encoders "
                                  f"{', '.join(MODEL_TYPES)} with {', '.join(ACTIVATIONS)}")  # fmt: skip
             model, info = transformers.AutoModel.from_pretrained(
-                folder, config=theirs, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
+                folder, config=theirs, dtype=torch.float32, use_safetensors=True,  # a .bin is a pickle
+                output_loading_info=True, ignore_mismatched_sizes=True,  # reported, and refused, below
+            )  # fmt: skip
+            config = {"embedding_size": theirs.hidden_size} | theirs.to_dict()
+            config = EncoderConfig(**{name: config[name] for name in EncoderConfig.__dataclass_fields__})
+            if None in asdict(config).values():
+                raise ValueError("its configuration is not complete")
             bundled = name_or_folder == DEFAULT_ENCODER
             if bundled and file_sha256(folder / "model.safetensors") != DEFAULT_ENCODER_SHA256:
                 raise ValueError("these are not the published weights; install it again")
-        config = {"embedding_size": theirs.hidden_size} | theirs.to_dict()
-        config = {name: config[name] for name in EncoderConfig.__dataclass_fields__}
-        encoder = cls(EncoderConfig(**config), dropout)
+        encoder = cls(config, dropout)
         revision = getattr(theirs, "_commit_hash", None)  # of a checkpoint on the Hub
         encoder.source = f"{source}, revision {revision}" if revision else source
 
         state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooler.")}
-        wrong = {name for name in info["missing_keys"] if not name.startswith("pooler.")}
-        wrong |= {name for name in info["unexpected_keys"] if name.startswith(("embeddings", "encoder."))}
+        wrong = {*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        wrong = {name.removeprefix(f"{model.base_model_prefix}.") for name in wrong if not name.endswith("_ids")}
+        wrong = {name for name in wrong if name.startswith(("embeddings", "encoder."))}  # neither heads nor pooler
         for name, parameter in encoder.named_parameters():
             *layer, module, kind = name.replace("layers.", "encoder.layer.").split(".")
             parts = [".".join([*layer, part, kind]) for part in WEIGHTS[module]]
@@ -491,7 +500,7 @@ class Encoder(nn.Module):
             else:
                 wrong |= set(parts)
         if wrong := wrong | set(state):
-            raise InputError(f"encoder {name_or_folder!r}: tensors missing or unknown: {', '.join(sorted(wrong))}")
+            raise InputError(f"encoder {name_or_folder!r}: tensors missing or not fitting: {', '.join(sorted(wrong))}")
         return encoder
 
 
@@ -506,12 +515,18 @@ def find_encoder(name):
     return Path(package.submodule_search_locations[0]) / "model", source
 
 
-def load_tokenizer(name_or_folder, max_length):
-    """The checkpoint's tokenizer as a tokenizers.Tokenizer that cuts at `max_length` tokens and does not pad."""
+def load_tokenizer(name_or_folder, max_length, vocab_size):
+    """The checkpoint's tokenizer, as a tokenizers.Tokenizer that cuts at `max_length` tokens and does not pad.
+
+    Raises InputError where its size is far from the encoder's `vocab_size`: transformers makes an empty one, without
+    a word, for a folder that has none.
+    """
     import transformers
 
     with input_errors(f"the tokenizer of encoder {name_or_folder!r} cannot be loaded"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(find_encoder(name_or_folder)[0]).backend_tokenizer
+        if not vocab_size / 2 < tokenizer.get_vocab_size() <= vocab_size:
+            raise ValueError(f"it has {tokenizer.get_vocab_size()} tokens, and the encoder {vocab_size}")
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return tokenizer
@@ -536,9 +551,9 @@ class MTBert(nn.Module):
     def forward(self, input_ids, attention_mask, token_type_ids=None, labels=None):
         """-> {task: (B, C) logits} and, where `labels` are given, {task: loss}, else {}.
 
-        `labels` is {task: (B,)} as in Dataset.labels. The loss of a task is the sum over its labelled rows (cross-
-        entropy, or the squared error of the standardised target) divided by B: every label counts the same wherever
-        it falls, and a batch without a label for a task adds nothing.
+        `labels` is {task: (B,)} as in Dataset.labels. The loss of a task is the sum over its labelled rows (of cross-
+        entropy, or of the squared error of the z-score) divided by B: every label counts the same wherever it falls,
+        and a batch without a label for a task adds nothing.
         """
         with torch.autocast(input_ids.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
             hidden = self.encoder(input_ids, attention_mask, token_type_ids)  # (B, T, D)
@@ -561,17 +576,16 @@ def head(task):
 def loss_sum(task, logits, labels):
     if task.labels:
         return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
-    error = logits.squeeze(1) - (labels.nan_to_num() - task.mean) / task.std  # (B,)
-    return (error.square() * ~labels.isnan()).sum()
+    return ((logits.squeeze(1) - labels.nan_to_num()).square() * ~labels.isnan()).sum()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Variants and parameter groups
 
-VARIANTS = {
-    "single": {"all_tasks": False, "lr": 1e-4, "head_lr": None},
-    "shared": {"all_tasks": True, "lr": 1e-4, "head_lr": None},
-    "separate-lr": {"all_tasks": True, "lr": 1e-4, "head_lr": 5e-3},
+VARIANTS = {  # head_lr: the default of --head-lr; None, and the heads learn at --lr as well
+    "single": {"all_tasks": False, "head_lr": None},
+    "shared": {"all_tasks": True, "head_lr": None},
+    "separate-lr": {"all_tasks": True, "head_lr": 5e-3},
 }
 
 
@@ -601,7 +615,8 @@ def pick_device(name="auto"):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     with input_errors(f"device {name!r} cannot be used here"):
-        return torch.empty(0, device=name).device
+        torch.empty(0, device=name).cpu()
+    return torch.device(name)
 
 
 def pick_dtype(name, device):
@@ -653,13 +668,13 @@ def train(model, data, args, folder):
                 for name, value in losses.items():
                     if not math.isfinite(value):
                         raise InputError(f"the loss of task {name!r} is {value} in step {step}; try a lower --lr")
-                norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip).item()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf).item()
                 entry = {"step": step, "lr": schedule.get_last_lr(), "grad_norm": norm, "loss": losses}
                 log.write(json.dumps(entry) + "\n")
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-                bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
+                bar.set_postfix({printable(name): f"{value:.3f}" for name, value in losses.items()})
                 epoch_losses.update({name: value * len(rows) / size for name, value in losses.items()})
             seconds += time.perf_counter() - start
 
@@ -690,6 +705,9 @@ def compute_logits(model, data, batch_size=32):
         rows = order[start : start + batch_size]
         for name, values in model(**collate(data, rows, model.encoder.config, device))[0].items():
             logits[name][rows] = values.cpu().numpy()
+    for name, values in logits.items():
+        if not np.isfinite(values).all():
+            raise InputError(f"the model gives {name!r} no finite value: its training diverged; try a lower --lr")
     return logits
 
 
@@ -726,12 +744,12 @@ def evaluate(model, data):
                 },
             }
         else:
-            guess = output[:, 0] * task.std + task.mean
+            guess = output[:, 0]
             result[task.name] = {
                 "pearson": correlation(gold, guess),
                 "spearman": correlation(rankdata(gold), rankdata(guess)),
-                "rmse": float(metrics.root_mean_squared_error(gold, guess)),
-                "mean_rmse": float(metrics.root_mean_squared_error(gold, np.full_like(gold, task.mean))),
+                "rmse": task.std * float(metrics.root_mean_squared_error(gold, guess)),
+                "mean_rmse": task.std * float(metrics.root_mean_squared_error(gold, np.zeros_like(gold))),
             }
     return result
 
@@ -792,6 +810,8 @@ def predict(model, texts):
     A prediction is {"label", "name", "probability", "probabilities": {label: p}}, or {"value"} for a number. Raises
     InputError for a text without tokens.
     """
+    if isinstance(texts, str):
+        raise InputError("predict takes a list of texts")
     pairs = [(text, None) if isinstance(text, str) else text for text in texts]
     rows = [parse_row(f"text {i}", {"text": text, "text_pair": pair}) for i, (text, pair) in enumerate(pairs, 1)]
     return predict_encoded(model, encode(model.tokenizer, rows))
@@ -834,12 +854,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_script(main):
-    """Call main(); a user's mistake is one line on stderr and exit status 2, Ctrl-C 130, a closed pipe quiet."""
+    """Call main(); a user's mistake is one line on stderr and exit status 2, Ctrl-C 130, a closed pipe a quiet 141."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal's encoding lacks a character
     try:
         main()
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit finds no pipe
+        sys.exit(141)
     except (InputError, OSError) as error:
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename is not None else ""
         reason = error.strerror or error if isinstance(error, OSError) else error

@@ -33,6 +33,8 @@ def parse_args():
     args = parser.parse_args()
     if bool(args.texts) == bool(args.input):
         raise InputError("give texts, or --input FILE; see --help")
+    if args.output and Path(args.output).is_dir():
+        raise InputError(f"--output {args.output} is a folder; name a file")
     return args
 
 
@@ -52,12 +54,16 @@ def main():
     else:
         rows = ((f"text {i}", None, {args.text_column: text}) for i, text in enumerate(args.texts, 1))
 
-    as_json, cut, beside = args.json or args.output, 0, Path(f"{args.output}.partial")
+    as_json, cut = args.json or args.output, 0
+    output = Path(args.output or os.devnull).resolve()  # a link stays one
+    whole = output.is_file() or not output.exists()  # else a pipe or a device, which cannot be replaced
+    beside = output.with_name(f"{output.name}.partial") if whole else output
+    quiet = True if sys.stdout.isatty() and not args.output else None  # no bar in the midst of a table
     if not as_json:
         print(f"{'text':60}", *(f"{printable(task.name)[:20]:20}" for task in model.tasks))
     try:
         opened = open(beside, "w") if args.output else nullcontext(sys.stdout)  # noqa: SIM115
-        with opened as out, tqdm(unit=" rows", disable=None) as bar:
+        with opened as out, tqdm(unit=" rows", disable=quiet) as bar:
             while window := list(islice(rows, WINDOW)):
                 parsed = [mtbert.parse_row(where, row, args.text_column) for where, _, row in window]
                 data = mtbert.encode(model.tokenizer, parsed)
@@ -70,10 +76,10 @@ def main():
                         print(f"{text:60}", *(f"{mtbert.describe(p)[:20]:20}" for p in predictions.values()))
                 cut += data.cut
                 bar.update(len(window))
-        if args.output:
-            os.replace(beside, args.output)
+        if whole:
+            os.replace(beside, output)
     finally:
-        if args.output:
+        if whole:
             beside.unlink(missing_ok=True)
     if cut:
         print(f"{cut} texts are longer than the model's maximum and were cut", file=sys.stderr)

@@ -5,6 +5,8 @@ python train.py --variant separate-lr --data reviews.csv --tasks sentiment topic
 """
 
 import argparse
+import contextlib
+import itertools
 import math
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +23,7 @@ def number(kind, low, high=math.inf):
     """An argparse type: an int or a float from `low` to `high`."""
 
     def parse(text):
-        if not low <= kind(text) <= high:
+        if not (low <= kind(text) <= high and math.isfinite(kind(text))):
             raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
         return kind(text)
 
@@ -49,14 +51,15 @@ def parse_args(argv=None):
     flag("--epochs", type=number(int, 1), default=6, metavar="N", help="(default: %(default)s)")
     flag("--batch-size", type=number(int, 1), default=32, metavar="N", help="rows in a step (default: %(default)s)")
     flag("--accumulate", type=number(int, 1), default=1, metavar="N", help="parts of a batch (default: %(default)s)")
-    flag("--lr", type=number(float, 0), help="peak learning rate (default: the variant's)")
-    flag("--head-lr", type=number(float, 0), help="that of the heads, for separate-lr (default: the variant's)")
+    head_lr = mtbert.VARIANTS["separate-lr"]["head_lr"]
+    flag("--lr", type=number(float, 0), default=1e-4, help="peak learning rate (default: %(default)s)")
+    flag("--head-lr", type=number(float, 0), help=f"that of the heads, for separate-lr (default: {head_lr})")
     flag("--layer-decay", type=number(float, 0.01, 1), help="rate of a layer / of the one above, for separate-lr")
     flag("--task-weights", nargs="+", type=task_weight, default=[], metavar="NAME=W", help="of the losses (default: 1)")
     flag("--weight-decay", type=number(float, 0), default=0.01, help="but of vectors (default: %(default)s)")
     flag("--warmup-ratio", type=number(float, 0, 1), default=0.1, help="share of all steps (default: %(default)s)")
     flag("--dropout", type=number(float, 0, 0.99), default=0.1, help="in encoder and heads (default: %(default)s)")
-    flag("--clip", type=number(float, 0), default=1.0, help="largest norm of the gradient (default: %(default)s)")
+    flag("--clip", type=number(float, 0), default=1.0, help="norm of the gradient; 0: any (default: %(default)s)")
     flag("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of everything random (default: %(default)s)")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where it is native")
@@ -72,7 +75,6 @@ def parse_args(argv=None):
     for value, name in ((args.head_lr, "--head-lr"), (args.layer_decay, "--layer-decay")):
         if value is not None and variant["head_lr"] is None:
             raise InputError(f"{name} is not used by --variant {args.variant}, but by separate-lr")
-    args.lr = variant["lr"] if args.lr is None else args.lr
     if args.head_lr is None:
         args.head_lr = args.lr if variant["head_lr"] is None else variant["head_lr"]
     if args.layer_decay is None:
@@ -80,16 +82,27 @@ def parse_args(argv=None):
     return args
 
 
-def run_folder(args):
-    """The folder for the run. Raises InputError if it is in use."""
-    if args.out is None:
-        numbers = [folder.name.rpartition("-")[2] for folder in Path("runs").glob(f"{args.variant}-*")]
-        return Path("runs") / f"{args.variant}-{max((int(n) for n in numbers if n.isdecimal()), default=0) + 1}"
-    folder = Path(args.out)
+def check_folder(args):
+    """Raises InputError if --out is in use."""
+    folder = Path(args.out or "runs")
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out {folder} is a file; name a folder")
-    if folder.exists() and any(folder.iterdir()) and not args.overwrite:
+        raise InputError(f"{folder} is a file; --out names a folder")
+    if args.out and folder.exists() and any(folder.iterdir()) and not args.overwrite:
         raise InputError(f"--out {folder} is in use; name another folder, or add --overwrite")
+
+
+def make_folder(args):
+    """Make the folder of the run; one that is overwritten loses its former model here."""
+    if args.out is None:
+        for n in itertools.count(1):
+            with contextlib.suppress(FileExistsError):
+                folder = Path("runs") / f"{args.variant}-{n}"
+                folder.mkdir(parents=True)
+                return folder
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.json", "model.safetensors", "config.json"):
+        (folder / name).unlink(missing_ok=True)
     return folder
 
 
@@ -121,7 +134,7 @@ def print_examples(model, rows):
 
 def main():
     args = parse_args()
-    folder = run_folder(args)
+    check_folder(args)
     all_tasks = mtbert.VARIANTS[args.variant]["all_tasks"]
     tasks, rows = mtbert.read_data(args.data, args.val, args.test, args.tasks, all_tasks, args.text_column, args.seed)
     if unknown := set(args.task_weights) - {task.name for task in tasks}:
@@ -132,7 +145,7 @@ def main():
     max_length = args.max_length or config.max_length
     if max_length > config.max_length:
         raise InputError(f"--max-length {max_length}: the encoder takes at most {config.max_length} tokens")
-    tokenizer = mtbert.load_tokenizer(args.encoder, max_length)
+    tokenizer = mtbert.load_tokenizer(args.encoder, max_length, config.vocab_size)
     size = sum(parameter.numel() for parameter in encoder.parameters())
     shape = f"{config.model_type}, {config.num_hidden_layers} layers, hidden size {config.hidden_size}"
     print(f"encoder: {args.encoder}, from {encoder.source} ({shape}, {size / 1e6:.1f}M parameters)")
@@ -153,11 +166,11 @@ def main():
         model.compile(dynamic=True)
     model.record = {
         "flags": vars(args),
+        "encoder_source": encoder.source,
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "scikit-learn")},
         "data_sha256": {path: mtbert.file_sha256(path) for path in args.data + args.val + args.test},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").unlink(missing_ok=True)  # it marks a finished run
+    folder = make_folder(args)
     seconds, validation = mtbert.train(model, data, args, folder)
 
     model = mtbert.load(folder, args.device, args.dtype)  # what is tested is what was saved

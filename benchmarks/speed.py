@@ -1,7 +1,7 @@
 """Training time of transformers' Trainer with default arguments and of train.py, alternating in one process.
 
 pip install -r benchmarks/requirements.txt
-python benchmarks/speed.py --data train.jsonl --val dev.jsonl --tasks sentiment --epochs 1 --rounds 3
+python benchmarks/speed.py --rounds 3 --data train.jsonl --val dev.jsonl --tasks sentiment --epochs 1
 
 Both take the same rows, encoder, batch size and epochs. Trainer's time is that of Trainer.train(), without evaluation;
 ours is that of mtbert.train(), with its evaluation of each epoch and its writing of the model.
@@ -39,7 +39,7 @@ def time_trainer(args, rows, task, folder):
 
 def time_mtbert(args, rows, task):
     encoder = mtbert.Encoder.from_pretrained(args.encoder, args.dropout)
-    tokenizer = mtbert.load_tokenizer(args.encoder, encoder.config.max_length)
+    tokenizer = mtbert.load_tokenizer(args.encoder, encoder.config.max_length, encoder.config.vocab_size)
     data = {split: mtbert.encode(tokenizer, part, [task]) for split, part in rows.items()}
     model = mtbert.MTBert(encoder, [task], tokenizer, args.pooling, args.dropout)
     model.compute_dtype = mtbert.pick_dtype(args.dtype, torch.device("cpu"))
@@ -49,9 +49,9 @@ def time_mtbert(args, rows, task):
 
 
 def main():
-    rounds = int(sys.argv.pop(sys.argv.index("--rounds") + 1))
-    sys.argv.remove("--rounds")
-    args = train.parse_args()
+    if "--rounds" not in sys.argv[1:2]:
+        raise mtbert.InputError("usage: speed.py --rounds N [flags of train.py]")
+    rounds, args = int(sys.argv[2]), train.parse_args(sys.argv[3:])
     [task], rows = mtbert.read_data(args.data, args.val, args.test, args.tasks, False, args.text_column, args.seed)
     folder = mtbert.find_encoder(args.encoder)[0]
     trainer, ours = [], []
