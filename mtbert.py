@@ -839,7 +839,8 @@ def describe(prediction):
     """A prediction in a word or two, for people."""
     if "value" in prediction:
         return f"{prediction['value']:.2f}"
-    return f"{printable(prediction['name'])} {prediction['probability']:.2f}"
+    label, name = str(prediction["label"]), prediction["name"]
+    return f"{printable(name if name == label else f'{label} {name}')} {prediction['probability']:.2f}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

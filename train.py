@@ -62,7 +62,7 @@ def parse_args(argv=None):
     flag("--clip", type=number(float, 0), default=1.0, help="norm of the gradient; 0: any (default: %(default)s)")
     flag("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of everything random (default: %(default)s)")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
-    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where it is native")
+    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where native")
     flag("--compile", action="store_true", help="torch.compile the model")
     flag("--out", metavar="FOLDER", help="where the run is kept (default: a new folder under runs/)")
     flag("--overwrite", action="store_true", help="let --out be a folder in use")
@@ -118,7 +118,8 @@ def print_metrics(tasks, metrics):
         print(f", macro-F1 {m['macro_f1']:.3f}")
         print(f"  {'class':20}{'precision':>10}{'recall':>10}{'F1':>10}{'rows':>10}")
         for label, c in m["per_class"].items():
-            print(f"  {printable(task.names[label])[:19]:20}", end="")
+            name = task.names[label] if task.names[label] == label else f"{label} {task.names[label]}"
+            print(f"  {printable(name)[:19]:20}", end="")
             print(f"{c['precision']:10.3f}{c['recall']:10.3f}{c['f1']:10.3f}{c['rows']:10.0f}")
 
 
