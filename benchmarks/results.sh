@@ -15,8 +15,7 @@ run() { # name, number of seeds, flags of train.py
 }
 
 mkdir -p "$out"
-for variant in single shared separate-lr; do run "sample-$variant" 5 --variant $variant; done
-run sample-single-category 5 --variant single --tasks category
+run sample-shared 5 --variant shared
 echo "== TF-IDF and logistic regression"
 python benchmarks/tfidf.py
 
