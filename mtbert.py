@@ -780,7 +780,9 @@ def save(model, folder):
     }
     write(Path(folder) / "config.json", config)
     write(Path(folder) / "tokenizer.json", model.tokenizer.to_str().encode())
-    write(Path(folder) / "model.safetensors", safetensors.torch.save(model.state_dict()))
+    beside = Path(folder) / "model.safetensors.partial"  # not through `write`, which would hold the weights twice
+    safetensors.torch.save_file(model.state_dict(), beside)
+    os.replace(beside, Path(folder) / "model.safetensors")
 
 
 def load(folder, device="auto", dtype="auto"):

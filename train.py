@@ -48,7 +48,7 @@ def parse_args(argv=None):
     flag("--encoder", default=mtbert.DEFAULT_ENCODER, help="a name on the Hub, or a folder (default: %(default)s)")
     flag("--pooling", choices=("mean", "cls"), default="mean", help="of the hidden states (default: %(default)s)")
     flag("--max-length", type=number(int, 4), metavar="T", help="tokens of a text (default: the encoder's limit)")
-    flag("--epochs", type=number(int, 1), default=6, metavar="N", help="(default: %(default)s)")
+    flag("--epochs", type=number(int, 1), default=5, metavar="N", help="(default: %(default)s)")
     flag("--batch-size", type=number(int, 1), default=32, metavar="N", help="rows in a step (default: %(default)s)")
     flag("--accumulate", type=number(int, 1), default=1, metavar="N", help="parts of a batch (default: %(default)s)")
     head_lr = mtbert.VARIANTS["separate-lr"]["head_lr"]
@@ -174,6 +174,7 @@ def main():
     folder = make_folder(args)
     seconds, validation = mtbert.train(model, data, args, folder)
 
+    del model, encoder
     model = mtbert.load(folder, args.device, args.dtype)  # what is tested is what was saved
     test = mtbert.evaluate(model, data["test"])
     print_metrics(tasks, test)
