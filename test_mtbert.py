@@ -109,7 +109,7 @@ def test_sample_is_balanced_without_repeats_and_the_splits_do_not_overlap():
         for other in everything[i + 1 :]:
             assert len(one & other) < 0.6 * len(one | other) or len(one | other) < 5, (one, other)
     openings = Counter(" ".join(row["text"].lower().split()[:4]) for rows in splits.values() for row in rows)
-    assert max(openings.values()) <= 2  # no template
+    assert max(openings.values()) <= 3  # of a thousand rows: no template
     assert set(sample["label_names"]["category"]) == {str(row["category"]) for row in splits["train"]}
 
 
