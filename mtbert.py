@@ -26,6 +26,7 @@ from array import array
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -290,7 +291,7 @@ class Dataset:
     def __len__(self):
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def lengths(self):
         return np.diff(self.offsets)
 
@@ -333,7 +334,7 @@ def length_grouped_batches(lengths, batch_size, rng):
 
 def collate(data, rows, config, device):
     """The batch of the given row numbers, padded to its longest row: the arguments of MTBert.forward."""
-    starts, lengths = data.offsets[rows], data.offsets[rows + 1] - data.offsets[rows]
+    starts, lengths = data.offsets[rows], data.lengths[rows]
     # Up to a multiple of 8: oneDNN keeps compiled kernels for each shape, by the hundred megabytes; GPUs like it too.
     positions = np.arange(max(lengths.max(), min(-(-lengths.max() // 8) * 8, config.max_length)))
     attention_mask = positions < lengths[:, None]  # (B, T)
@@ -611,6 +612,9 @@ def parameter_groups(model, lr, head_lr, layer_decay, weight_decay):
 # Training
 
 
+CPU_TOKENS = 1024  # of a training batch are computed at a time on a processor
+
+
 def pick_device(name="auto"):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -658,8 +662,10 @@ def train(model, data, args, folder):
             start, epoch_losses = time.perf_counter(), Counter()
             model.train()
             for rows in bar:
-                losses = Counter()
-                for part in np.array_split(rows, min(args.accumulate, len(rows))):
+                losses, parts = Counter(), args.accumulate
+                if device.type == "cpu":  # bounds the memory of long texts, at equal speed
+                    parts = max(parts, math.ceil(len(rows) * data["train"].lengths[rows].max() / CPU_TOKENS))
+                for part in np.array_split(rows, min(parts, len(rows))):
                     _, loss = model(**collate(data["train"], part, model.encoder.config, device))
                     share = len(part) / len(rows)
                     (share * sum(weights[name] * loss[name] for name in loss)).backward()
