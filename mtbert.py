@@ -843,12 +843,15 @@ def decode(task, logits):
     return {"label": label, "name": task.names[str(label)], "probability": p[best], "probabilities": probabilities}
 
 
+def describe_class(label, name):
+    return printable(name if name == label else f"{label} {name}")
+
+
 def describe(prediction):
     """A prediction in a word or two, for people."""
     if "value" in prediction:
         return f"{prediction['value']:.2f}"
-    label, name = str(prediction["label"]), prediction["name"]
-    return f"{printable(name if name == label else f'{label} {name}')} {prediction['probability']:.2f}"
+    return f"{describe_class(str(prediction['label']), prediction['name'])} {prediction['probability']:.2f}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -780,6 +780,14 @@ def write_files(folder):
     (folder / "full" / "note").write_text("mine")
 
 
+def check_mistake(script, name, flags, places, message):
+    """The command line ends with one line that holds `message`, exit status 2, and every file as it was."""
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    status, _, err = script(name, *(places.get(flag, flag) for flag in flags.split()))
+    assert status == 2 and err.startswith(f"{name}: error: ") and message in err and err.count("\n") == 1, err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
 TRAIN_ERRORS = [
     ("--data nowhere.json", "nowhere.json: No such file"),
     ("--data full", "full: unknown kind of file"),
@@ -839,10 +847,7 @@ TRAIN_ERRORS = [
 def test_a_mistake_in_training_is_one_line_and_changes_nothing(script, tiny, tmp_path, monkeypatch, flags, message):
     write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
-    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
-    status, _, err = script("train.py", *(str(tiny) if flag == "TINY" else flag for flag in flags.split()))
-    assert status == 2 and err.startswith("train.py: error: ") and message in err and err.count("\n") == 1, err
-    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    check_mistake(script, "train.py", flags, {"TINY": str(tiny)}, message)
 
 
 PREDICT_ERRORS = [
@@ -867,11 +872,7 @@ def test_a_mistake_in_prediction_is_one_line_and_changes_nothing(script, finishe
     Path("damaged").mkdir()
     for path in finished.iterdir():
         (Path("damaged") / path.name).write_bytes(path.read_bytes()[:-100])
-    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
-    names = {"RUN": str(finished), "DAMAGED": "damaged"}
-    status, _, err = script("predict.py", *(names.get(flag, flag) for flag in flags.split()))
-    assert status == 2 and err.startswith("predict.py: error: ") and message in err and err.count("\n") == 1, err
-    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    check_mistake(script, "predict.py", flags, {"RUN": str(finished), "DAMAGED": "damaged"}, message)
 
 
 def test_texts_beyond_the_maximum_are_cut_and_counted_once(script, finished, tiny, tmp_path, monkeypatch):

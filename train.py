@@ -118,8 +118,7 @@ def print_metrics(tasks, metrics):
         print(f", macro-F1 {m['macro_f1']:.3f}")
         print(f"  {'class':20}{'precision':>10}{'recall':>10}{'F1':>10}{'rows':>10}")
         for label, c in m["per_class"].items():
-            name = task.names[label] if task.names[label] == label else f"{label} {task.names[label]}"
-            print(f"  {printable(name)[:19]:20}", end="")
+            print(f"  {mtbert.describe_class(label, task.names[label])[:19]:20}", end="")
             print(f"{c['precision']:10.3f}{c['recall']:10.3f}{c['f1']:10.3f}{c['rows']:10.0f}")
 
 
