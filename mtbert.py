@@ -20,11 +20,12 @@ import math
 import os
 import random
 import re
+import signal
 import sys
 import time
 from array import array
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +76,17 @@ class Task:
     mean: float = 0.0  # of the training targets; regression learns (target - mean) / std
     std: float = 1.0
 
+    def check(self):
+        """Raise ValueError, KeyError or TypeError for what cannot be a task; a file may say anything."""
+        texts = [self.name, *(self.names[str(label)] for label in self.labels or [])]
+        valid = all(isinstance(text, str) for text in texts) and math.isfinite(self.mean) and 0 < self.std < math.inf
+        if self.labels is not None:
+            valid &= {type(label) for label in self.labels} in ({str}, {int})
+            valid &= len(set(self.labels)) == len(self.labels)
+            valid &= [type(count) for count in self.counts] == [int] * len(self.labels)
+        if not valid:
+            raise ValueError(f"the task {self.name!r:.40} is not valid")
+
 
 class Row(NamedTuple):
     where: str  # "FILE, line N", for messages
@@ -101,8 +113,13 @@ def parse_json(text, where):
             raise ValueError(f"{number} is no finite number")
         return float(number)
 
+    def unique(pairs):
+        if len(row := dict(pairs)) < len(pairs):
+            raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} occurs twice")
+        return row
+
     with input_errors(f"{where}: invalid JSON"):
-        return json.loads(text, parse_float=finite, parse_constant=finite)
+        return json.loads(text, parse_float=finite, parse_constant=finite, object_pairs_hook=unique)
 
 
 def read_rows(path, label_names=None):
@@ -176,8 +193,8 @@ def type_cells(rows):
     for name in {name for row in rows for name in row.labels}:
         labelled = [row for row in rows if name in row.labels]
         cells = [row.labels[name] for row in labelled]
-        integers = [re.fullmatch(r"0|-?[1-9]\d*", cell) for cell in cells]  # 007 stays a string
-        numbers = [re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", cell, re.I) for cell in cells]
+        integers = [re.fullmatch(r"0|-?[1-9][0-9]{0,99}", cell) for cell in cells]  # 007 stays a string
+        numbers = [re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", cell, re.I) for cell in cells]
         decimals = [match[0] for match in numbers if match and not match[0].lstrip("+-").isdigit()]
         if decimals and not all(numbers):
             row = labelled[numbers.index(None)]
@@ -201,7 +218,10 @@ def make_task(name, splits, names):
         raise InputError(f"task {name!r} has {len(counts)} different labels in the training rows; it takes two or more")
     if any(isinstance(row.labels[name], float) for row in rows):
         targets = list(counts.elements())
-        return Task(name, None, mean=float(np.mean(targets)), std=float(np.std(targets)))
+        task = Task(name, None, mean=float(np.mean(targets)), std=float(np.std(targets)))
+        with input_errors(f"the numbers of {name!r} span too much or too little"):
+            task.check()
+        return task
     for row in rows:
         if row.labels[name] not in counts:
             raise InputError(f"{row.where}: the label {row.labels[name]!r} of {name!r} is in no training row")
@@ -274,6 +294,26 @@ def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=Tr
     return [make_task(name, splits, label_names.get(name, {})) for name in names], splits  # without the held-out rows
 
 
+def data_warnings(tasks, splits):
+    """Yield in words what in the rows is probably a mistake."""
+    for task in tasks:
+        spellings = {}
+        for label in task.labels or []:
+            spellings.setdefault(" ".join(str(label).casefold().split()), []).append(label)
+        for labels in spellings.values():
+            if len(labels) > 1:
+                yield f"{task.name!r} has separate labels that differ only in case or blanks: {str(labels)[1:-1]}"
+        found = {}
+        for row in (row for rows in splits.values() for row in rows if task.name in row.labels):
+            found.setdefault((row.text, row.text_pair), set()).add(row.labels[task.name])
+        if count := sum(len(labels) > 1 for labels in found.values()):
+            yield f"{count} texts have more than one label of {task.name!r}"
+    texts = {split: {(row.text, row.text_pair) for row in rows} for split, rows in splits.items()}
+    for one, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        if count := sum((row.text, row.text_pair) in texts[other] for row in splits[one]):
+            yield f"{count} {one} rows are also {other} rows"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # From text to batches
 
@@ -343,6 +383,10 @@ def collate(data, rows, config, device):
     input_ids[attention_mask] = data.input_ids[source]
     token_type_ids = np.zeros(attention_mask.shape, np.int64)
     token_type_ids[attention_mask] = data.token_type_ids[source]
+    if input_ids.max() >= config.vocab_size or token_type_ids.max() >= max(2, config.type_vocab_size) or (
+        lengths.max() > config.max_length
+    ):
+        raise InputError("the tokenizer does not fit the encoder")
     arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
     labels = {name: torch.from_numpy(values[rows]).to(device) for name, values in data.labels.items()}
     return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()} | {"labels": labels}
@@ -391,6 +435,23 @@ class EncoderConfig:
     hidden_act: str
     embedding_size: int  # ELECTRA's; the others have none, and it is hidden_size
 
+    def check(self):
+        """Raise ValueError or TypeError for what is no encoder; a file may say anything."""
+        others = ("model_type", "hidden_act", "layer_norm_eps", "pad_token_id")
+        sizes = [value for name, value in asdict(self).items() if name not in others]
+        if not (
+            all(type(value) is int and value > 0 for value in sizes)
+            and self.num_hidden_layers <= 1000
+            and self.hidden_size % self.num_attention_heads == 0
+            and type(self.pad_token_id) is int
+            and 0 <= self.pad_token_id < self.vocab_size
+            and self.max_length > 0
+            and 0 < self.layer_norm_eps < 1
+            and self.model_type in MODEL_TYPES
+            and self.hidden_act in ACTIVATIONS
+        ):
+            raise ValueError("its configuration is not valid")
+
     @property
     def position_offset(self):
         """The position of the first token: the RoBERTa family counts from behind the padding id."""
@@ -430,9 +491,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         E, D = config.embedding_size, config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, E)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, E)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, E)
+        # from_pretrained: the weights are always loaded, so that drawing random ones would be time lost
+        table = lambda rows: nn.Embedding.from_pretrained(torch.empty(rows, E), freeze=False)  # noqa: E731
+        self.word_embeddings = table(config.vocab_size)
+        self.position_embeddings = table(config.max_position_embeddings)
+        self.token_type_embeddings = table(config.type_vocab_size)
         self.embedding_norm = nn.LayerNorm(E, eps=config.layer_norm_eps)
         self.embedding_projection = nn.Linear(E, D) if E != D else nn.Identity()
         self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config.num_hidden_layers))
@@ -479,8 +542,7 @@ class Encoder(nn.Module):
             )  # fmt: skip
             config = {"embedding_size": theirs.hidden_size} | theirs.to_dict()
             config = EncoderConfig(**{name: config[name] for name in EncoderConfig.__dataclass_fields__})
-            if None in asdict(config).values():
-                raise ValueError("its configuration is not complete")
+            config.check()
             bundled = name_or_folder == DEFAULT_ENCODER
             if bundled and file_sha256(folder / "model.safetensors") != DEFAULT_ENCODER_SHA256:
                 raise ValueError("these are not the published weights; install it again")
@@ -535,6 +597,8 @@ def load_tokenizer(name_or_folder, max_length, vocab_size):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Heads
+
+POOLING = ("mean", "cls")
 
 
 class MTBert(nn.Module):
@@ -634,11 +698,30 @@ def pick_dtype(name, device):
     return getattr(torch, name)
 
 
-def train(model, data, args, folder):
-    """Train on data["train"] with the flags of train.py, and save the epoch that is best on data["validation"].
+@contextmanager
+def stop_signals():
+    """A list that gets the number of the first SIGINT (Ctrl-C) or SIGTERM; the second raises KeyboardInterrupt."""
+    received = []
 
-    -> seconds spent in training steps, that epoch's validation metrics. Best is the highest mean over tasks of
-    macro-F1 or Pearson. Raises InputError when a loss is not finite.
+    def receive(number, _):
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    former = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def train(model, data, args, folder):
+    """Train on data["train"] with the flags of train.py, from the folder's snapshot on where there is one.
+
+    -> the weights of the epoch that is best on data["validation"] (a state dict on the processor), its validation
+    metrics, seconds spent in training steps. Best is the highest mean over tasks of macro-F1 or Pearson. Raises
+    InputError when a loss is not finite, KeyboardInterrupt(exit status, what to do) once stopped by a signal.
     """
     from transformers import get_linear_schedule_with_warmup
 
@@ -652,16 +735,41 @@ def train(model, data, args, folder):
     optimizer = torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"))
     steps = args.epochs * math.ceil(size / args.batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * steps), steps)
-    step, seconds, best, best_metrics = 0, 0.0, -math.inf, None
 
-    with open(Path(folder) / "log.jsonl", "w") as log:
-        for epoch in range(1, args.epochs + 1):
-            rng = np.random.default_rng([args.seed, epoch])
-            batches = length_grouped_batches(data["train"].lengths, args.batch_size, rng)
-            bar = tqdm(batches, f"epoch {epoch}/{args.epochs}", disable=None, leave=False)
-            start, epoch_losses = time.perf_counter(), Counter()
+    # All that the rest of the run depends on, with the weights: randomness is a function of seed, epoch and step alone.
+    at = {"epoch": 1, "batch": 0, "step": 0, "score": -2.0, "validation": None, "losses": {}, "seconds": 0.0, "log": 0}
+    best = {}
+    if (Path(folder) / "snapshot.json").exists():
+        with input_errors(f"{folder}: its snapshot cannot be used"):
+            at, state = load_snapshot(folder)
+            for part, values in zip((model, optimizer, schedule), state["states"], strict=True):
+                part.load_state_dict(values)
+            best = state["best"]
+
+    with open(Path(folder) / "log.jsonl", "a", buffering=1) as log, stop_signals() as stopped:
+        if os.fstat(log.fileno()).st_size < at["log"]:
+            raise InputError(f"{log.name} is shorter than it was")
+        log.truncate(at["log"])
+
+        def snapshot():
+            os.fsync(log.fileno())
+            at["log"] = os.fstat(log.fileno()).st_size
+            states = [part.state_dict() for part in (model, optimizer, schedule)]
+            save_snapshot(folder, at, {"states": states, "best": best})
+            if stopped:
+                how = f"stopped after step {at['step']}; go on with: python train.py --resume {folder}"
+                raise KeyboardInterrupt(128 + stopped[0], how)
+
+        for epoch in range(at["epoch"], args.epochs + 1):
+            batches = length_grouped_batches(
+                data["train"].lengths, args.batch_size, np.random.default_rng([args.seed, epoch])
+            )
+            left = batches[at["batch"] :]
+            bar = tqdm(left, f"epoch {epoch}/{args.epochs}", len(batches), False, initial=at["batch"], disable=None)
+            start = time.perf_counter()
             model.train()
             for rows in bar:
+                torch.manual_seed(np.random.default_rng([args.seed, 0, at["step"]]).integers(2**63))  # for dropout
                 losses, parts = Counter(), args.accumulate
                 if device.type == "cpu":  # bounds the memory of long texts, at equal speed
                     parts = max(parts, math.ceil(len(rows) * data["train"].lengths[rows].max() / CPU_TOKENS))
@@ -670,30 +778,38 @@ def train(model, data, args, folder):
                     share = len(part) / len(rows)
                     (share * sum(weights[name] * loss[name] for name in loss)).backward()
                     losses.update({name: share * value.item() for name, value in loss.items()})
-                step += 1
+                at["step"] += 1
                 for name, value in losses.items():
                     if not math.isfinite(value):
-                        raise InputError(f"the loss of task {name!r} is {value} in step {step}; try a lower --lr")
+                        raise InputError(f"the loss of task {name!r} is {value} in step {at['step']}; try a lower --lr")
                 norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf).item()
-                entry = {"step": step, "lr": schedule.get_last_lr(), "grad_norm": norm, "loss": losses}
+                entry = {"step": at["step"], "lr": schedule.get_last_lr(), "grad_norm": norm, "loss": losses}
                 log.write(json.dumps(entry) + "\n")
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
                 bar.set_postfix({printable(name): f"{value:.3f}" for name, value in losses.items()})
-                epoch_losses.update({name: value * len(rows) / size for name, value in losses.items()})
-            seconds += time.perf_counter() - start
+                for name, value in losses.items():
+                    at["losses"][name] = at["losses"].get(name, 0.0) + value * len(rows) / size
+                at["batch"] += 1
+                if stopped or (args.save_every and at["step"] % args.save_every == 0):
+                    at["seconds"] += time.perf_counter() - start
+                    snapshot()
+                    start = time.perf_counter()
+            at["seconds"] += time.perf_counter() - start
 
             metrics = evaluate(model, data["validation"])
             scores = {name: m["macro_f1"] if "macro_f1" in m else m["pearson"] for name, m in metrics.items()}
             score = sum(scores.values()) / len(scores)
-            log.write(json.dumps({"epoch": epoch, "step": step, "validation": metrics}) + "\n")
-            line = [f"{printable(t)}: loss {epoch_losses[t]:.3f}, validation {scores[t]:.3f}" for t in scores]
-            print(f"epoch {epoch}/{args.epochs}", *line, *["best"] * (score > best), sep="  ")
-            if score > best:
-                best, best_metrics = score, metrics
-                save(model, folder)
-    return seconds, best_metrics
+            log.write(json.dumps({"epoch": epoch, "step": at["step"], "validation": metrics}) + "\n")
+            line = [f"{printable(t)}: loss {at['losses'][t]:.3f}, validation {scores[t]:.3f}" for t in scores]
+            print(f"epoch {epoch}/{args.epochs}", *line, *["best"] * (score > at["score"]), sep="  ")
+            if score > at["score"]:
+                at.update(score=score, validation=metrics)
+                best = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+            at.update(epoch=epoch + 1, batch=0, losses={})
+            snapshot()
+    return best, at["validation"], at["seconds"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -769,43 +885,144 @@ def file_sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def locked(lock_file, what):
+    """Refuse, with InputError, to write where another process does. The lock ends with its process, however it ends."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(lock_file, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{what}: another process is writing there") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows does not remove what is open
+            os.unlink(lock_file)
+        lock.release()
+
+
+@contextmanager
+def replacing(path):
+    """A path beside `path` to write to; then that file takes its place, whole and flushed to disk, or not at all."""
+    beside = Path(f"{path}.partial")
+    try:
+        beside.touch()
+        mode = beside.stat().st_mode
+        yield beside
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        beside.chmod(mode)  # safetensors makes it private
+        os.replace(beside, path)
+    except BaseException as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # a failed write does not say of which file
+        raise
+
+
 def write(path, content):
     """Replace a file as a whole: bytes, or what becomes JSON."""
-    beside = Path(f"{path}.partial")
-    beside.write_bytes(content if isinstance(content, bytes) else json.dumps(content, indent=1).encode())
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        beside.write_bytes(content if isinstance(content, bytes) else json.dumps(content, indent=1).encode())
 
 
-def save(model, folder):
-    """Write everything that prediction needs: config.json, tokenizer.json, model.safetensors."""
-    config = {
+def write_record(path, record):
+    """`write`, with a SHA-256 of what is written, so that `read_record` knows a damaged file."""
+    write(path, record | {"sha256": hashlib.sha256(json.dumps(record).encode()).hexdigest()})
+
+
+def read_record(path):
+    """What `write_record` wrote. Raises ValueError, KeyError, OSError."""
+    record = json.loads(Path(path).read_text("utf-8"))
+    if record.pop("sha256") != hashlib.sha256(json.dumps(record).encode()).hexdigest():
+        raise ValueError(f"{Path(path).name} is not as it was written")
+    return record
+
+
+def describe_model(model):
+    """What config.json says of a model, before there are weights to speak of."""
+    return {
         "encoder": asdict(model.encoder.config),
         "tasks": [asdict(task) for task in model.tasks],
         "pooling": model.pooling,
         **model.record,
+        "tokenizer_sha256": hashlib.sha256(model.tokenizer.to_str().encode()).hexdigest(),
+        "weights_sha256": None,
     }
-    write(Path(folder) / "config.json", config)
-    write(Path(folder) / "tokenizer.json", model.tokenizer.to_str().encode())
-    beside = Path(folder) / "model.safetensors.partial"  # not through `write`, which would hold the weights twice
-    safetensors.torch.save_file(model.state_dict(), beside)
-    os.replace(beside, Path(folder) / "model.safetensors")
+
+
+def save(model, folder, finished=True):
+    """Write what prediction needs: tokenizer.json, model.safetensors, and config.json, which makes the others count.
+
+    With `finished=False` all but the weights: what there is of a run at its start.
+    """
+    folder, config = Path(folder), describe_model(model)
+    write(folder / "tokenizer.json", model.tokenizer.to_str().encode())
+    if finished:
+        path = folder / "model.safetensors"
+        with input_errors(f"{path}: cannot be written"), replacing(path) as beside:
+            safetensors.torch.save_file(model.state_dict(), beside)
+            config["weights_sha256"] = file_sha256(beside)
+    write_record(folder / "config.json", config)
 
 
 def load(folder, device="auto", dtype="auto"):
-    """The model that `save` wrote to `folder`, in evaluation mode. Raises InputError."""
+    """The model that `save` wrote to `folder`, in evaluation mode. Raises InputError.
+
+    Nothing in the files is trusted: shapes are compared before anything is allocated, contents with their SHA-256.
+    """
     folder = Path(folder)
-    if not (folder / "model.safetensors").is_file():
+    if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no trained model there; train one with: python train.py")
-    with input_errors(f"{folder} is not a model that mtbert saved"):
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        encoder = Encoder(EncoderConfig(**config.pop("encoder")))
-        model = MTBert(encoder, [Task(**task) for task in config.pop("tasks")], tokenizer, config.pop("pooling"))
-        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-        model.record = config
+    with input_errors(f"{folder} cannot be loaded"):
+        config = read_record(folder / "config.json")
+        if config["weights_sha256"] is None:
+            raise ValueError(f"its training is not finished; go on with: python train.py --resume {folder}")
+        encoder_config = EncoderConfig(**config.pop("encoder"))
+        encoder_config.check()
+        tasks = [Task(**task) for task in config.pop("tasks")]
+        for task in tasks:
+            task.check()
+        if not tasks or len({task.name for task in tasks}) < len(tasks) or config["pooling"] not in POOLING:
+            raise ValueError("its tasks or its pooling are not valid")
+        with torch.device("meta"):  # shapes without memory
+            model = MTBert(Encoder(encoder_config), tasks, None, config.pop("pooling"))
+        with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+            found = {name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if found != {name: ("F32", list(tensor.shape)) for name, tensor in model.state_dict().items()}:
+            raise ValueError("its weights do not fit its configuration")
+        for name, key in (("tokenizer.json", "tokenizer_sha256"), ("model.safetensors", "weights_sha256")):
+            if file_sha256(folder / name) != config.pop(key):
+                raise ValueError(f"{name} is not as it was written")
+        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"), assign=True)
+        model.tokenizer, model.record = Tokenizer.from_file(str(folder / "tokenizer.json")), config
     device = pick_device(device)
     model.compute_dtype = pick_dtype(dtype, device)
     return model.to(device).eval()
+
+
+def save_snapshot(folder, progress, state):
+    """Replace the folder's snapshot: first `state`, tensors in lists and dicts, in a file of its own; then
+    snapshot.json, which names it and makes it count."""
+    path = Path(folder) / f"snapshot-{progress['epoch']}-{progress['batch']}.pt"
+    with input_errors(f"{path}: cannot be written"), replacing(path) as beside:
+        torch.save(state, beside)
+        digest = file_sha256(beside)
+    write_record(path.with_name("snapshot.json"), {"file": path.name, "file_sha256": digest, "progress": progress})
+    for former in set(path.parent.glob("snapshot-*")) - {path}:
+        former.unlink()
+
+
+def load_snapshot(folder):
+    """-> progress, state, as given to `save_snapshot`. Raises ValueError and what torch.load raises."""
+    record = read_record(Path(folder) / "snapshot.json")
+    path = Path(folder) / Path(record["file"]).name
+    if file_sha256(path) != record["file_sha256"]:
+        raise ValueError(f"{path.name} is not as it was written")
+    return record["progress"], torch.load(path, map_location="cpu", weights_only=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -871,14 +1088,16 @@ def run_script(main):
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit finds no pipe
-        sys.exit(141)
     except (InputError, OSError) as error:
-        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename is not None else ""
-        reason = error.strerror or error if isinstance(error, OSError) else error
-        print(f"{Path(sys.argv[0]).name}: error: {printable(f'{where}{reason}')}", file=sys.stderr)
+        name = getattr(error, "filename", "")
+        if name is None:  # standard output: a full disk or a closed pipe, which the flush at exit would meet again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(141)
+        reason = f"{name}: {error.strerror}" if name else getattr(error, "strerror", None) or error
+        print(f"{Path(sys.argv[0]).name}: error: {printable(str(reason))}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        status, how = stop.args or (130, "interrupted")
+        print(f"{Path(sys.argv[0]).name}: {how}", file=sys.stderr)
+        sys.exit(status)

@@ -7,7 +7,7 @@ python predict.py --input reviews.csv --output predictions.jsonl
 import json
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -33,8 +33,8 @@ def parse_args():
     args = parser.parse_args()
     if bool(args.texts) == bool(args.input):
         raise InputError("give texts, or --input FILE; see --help")
-    if args.output and Path(args.output).is_dir():
-        raise InputError(f"--output {args.output} is a folder; name a file")
+    if args.output and (Path(args.output).is_dir() or not Path(args.output).parent.is_dir()):
+        raise InputError(f"--output {args.output} is a folder, or in none that exists; name a file")
     return args
 
 
@@ -44,6 +44,13 @@ def newest_run():
         raise InputError("no finished run under runs/; train one (python train.py), or name one (--model FOLDER)")
     print(f"model: {runs[-1].parent}", file=sys.stderr)
     return runs[-1].parent
+
+
+@contextmanager
+def output_file(path):
+    """`path`, to be written as a whole or not at all, and by one process at a time."""
+    with mtbert.locked(f"{path}.lock", path), mtbert.replacing(path) as beside, open(beside, "w") as file:
+        yield file
 
 
 def main():
@@ -56,31 +63,26 @@ def main():
 
     as_json, cut = args.json or args.output, 0
     output = Path(args.output or os.devnull).resolve()  # a link stays one
-    whole = output.is_file() or not output.exists()  # else a pipe or a device, which cannot be replaced
-    beside = output.with_name(f"{output.name}.partial") if whole else output
+    if output.is_file() or not output.exists():
+        opened = output_file(output)
+    else:  # a pipe or a device, which cannot be replaced
+        opened = open(output, "w") if args.output else nullcontext(sys.stdout)  # noqa: SIM115
     quiet = True if sys.stdout.isatty() and not args.output else None  # no bar in the midst of a table
     if not as_json:
         print(f"{'text':60}", *(f"{printable(task.name)[:20]:20}" for task in model.tasks))
-    try:
-        opened = open(beside, "w") if args.output else nullcontext(sys.stdout)  # noqa: SIM115
-        with opened as out, tqdm(unit=" rows", disable=quiet) as bar:
-            while window := list(islice(rows, WINDOW)):
-                parsed = [mtbert.parse_row(where, row, args.text_column) for where, _, row in window]
-                data = mtbert.encode(model.tokenizer, parsed)
-                for (_, _, row), predictions in zip(window, mtbert.predict_encoded(model, data), strict=True):
-                    if as_json:
-                        print(json.dumps(row | {"predictions": predictions}), file=out)
-                    else:
-                        text = printable(row[args.text_column])
-                        text = text if len(text) <= 60 else text[:57] + "..."
-                        print(f"{text:60}", *(f"{mtbert.describe(p)[:20]:20}" for p in predictions.values()))
-                cut += data.cut
-                bar.update(len(window))
-        if whole:
-            os.replace(beside, output)
-    finally:
-        if whole:
-            beside.unlink(missing_ok=True)
+    with opened as out, tqdm(unit=" rows", disable=quiet) as bar:
+        while window := list(islice(rows, WINDOW)):
+            parsed = [mtbert.parse_row(where, row, args.text_column) for where, _, row in window]
+            data = mtbert.encode(model.tokenizer, parsed)
+            for (_, _, row), predictions in zip(window, mtbert.predict_encoded(model, data), strict=True):
+                if as_json:
+                    print(json.dumps(row | {"predictions": predictions}), file=out)
+                else:
+                    text = printable(row[args.text_column])
+                    text = text if len(text) <= 60 else text[:57] + "..."
+                    print(f"{text:60}", *(f"{mtbert.describe(p)[:20]:20}" for p in predictions.values()))
+            cut += data.cut
+            bar.update(len(window))
     if cut:
         print(f"{cut} texts are longer than the model's maximum and were cut", file=sys.stderr)
 

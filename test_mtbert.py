@@ -1,15 +1,22 @@
 """Properties of mtbert, offline, on real scripts: python -m pytest"""
 
+import csv
+import errno
+import hashlib
 import importlib.util
 import json
 import math
 import os
 import re
 import runpy
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -17,6 +24,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import mtbert
 from mtbert import Dataset, InputError, Row, Task
@@ -443,7 +452,7 @@ def test_a_collated_batch_holds_the_tokens_of_its_rows_padded_to_a_multiple_of_e
 
 def train_tiny(tiny, folder, *flags):
     """Train on rows with partial labels in float32 -> the model's weights after the last epoch, log of the steps."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     args = flags_of("--epochs", "2", "--batch-size", "4", *flags)
     rows = make_rows(*({"mood": ["bad", "good"][i % 2]} if i % 3 else {"stars": i / 4} for i in range(22)))
     model = tiny_model(tiny, TWO)
@@ -452,7 +461,7 @@ def train_tiny(tiny, folder, *flags):
             module.p = args.dropout
     data = {split: mtbert.encode(model.tokenizer, rows, TWO) for split in ("train", "validation")}
     torch.manual_seed(args.seed)
-    mtbert.train(model, data, args, folder)
+    train_tiny.best = mtbert.train(model, data, args, folder)[0]
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return model.state_dict(), [entry for entry in log if "loss" in entry]
 
@@ -516,8 +525,8 @@ def test_the_best_epoch_is_saved_and_every_epoch_trains_with_dropout(tiny, tmp_p
     monkeypatch.setattr(mtbert, "evaluate", evaluate)
     monkeypatch.setattr(mtbert.MTBert, "forward", lambda self, *a, **k: modes.append(self.training) or forward(self, *a, **k))
     train_tiny(tiny, tmp_path / "a", "--epochs", "3")
-    saved = mtbert.load(tmp_path / "a").state_dict()
-    assert all(torch.equal(saved[name], states[1][name]) for name in saved) and len(states) == 3
+    best = train_tiny.best
+    assert all(torch.equal(best[name], states[1][name]) for name in states[1]) and len(states) == 3
     assert modes == [True] * 18
 
 
@@ -554,6 +563,122 @@ def test_the_schedule_warms_up_to_the_rate_and_falls_to_zero(tiny, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_naming_task_and_step(tiny, tmp_path):
     with pytest.raises(InputError, match=r"task '(mood|stars)' is (nan|inf) in step \d"):
         train_tiny(tiny, tmp_path / "a", "--lr", "1e30", "--warmup-ratio", "0", "--clip", "1e30")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run that is stopped ends as one that is not
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_stopped_in_every_step_ends_with_the_weights_and_log_of_an_undisturbed_one(tiny, tmp_path, monkeypatch, number):
+    whole, best = train_tiny(tiny, tmp_path / "whole", "--lr", "1e-3"), train_tiny.best
+    collate, stops = mtbert.collate, []
+    monkeypatch.setattr(mtbert, "collate", lambda *a: (os.kill(os.getpid(), number), collate(*a))[1])
+    while True:
+        try:
+            parts = train_tiny(tiny, tmp_path / "stopped", "--lr", "1e-3")
+            break
+        except KeyboardInterrupt as stop:
+            status, how = stop.args
+            assert status == 128 + number and how.endswith(f"go on with: python train.py --resume {tmp_path / 'stopped'}")
+            stops.append(int(re.search(r"after step (\d+)", how)[1]))
+    assert stops == [1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 12, 12]  # and in both evaluations
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    for one, other in ((whole[0], parts[0]), (best, train_tiny.best)):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (tmp_path / "whole/log.jsonl").read_bytes() == (tmp_path / "stopped/log.jsonl").read_bytes()
+    assert len(list((tmp_path / "stopped").glob("*.pt"))) == 1
+
+
+def test_a_second_signal_stops_at_once(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(mtbert, "collate", lambda *a: [os.kill(os.getpid(), signal.SIGINT) for _ in "12"])
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train_tiny(tiny, tmp_path / "a")
+    assert stop.value.args == () and not (tmp_path / "a/snapshot.json").exists()
+
+
+def test_a_write_that_fails_at_any_point_loses_nothing(tiny, tmp_path, monkeypatch):
+    train_tiny(tiny, tmp_path / "whole")
+    best, failures, calls = train_tiny.best, 0, Counter()
+
+    def failing(function):
+        def call(*arguments, **named):
+            calls["all"] += 1
+            if calls["all"] == failures + 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return function(*arguments, **named)
+
+        return call
+
+    for _ in range(100):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            for module, name in ((os, "fsync"), (os, "replace"), (torch, "save"), (Path, "write_bytes"), (Path, "unlink")):
+                patch.setattr(module, name, failing(getattr(module, name)))
+            try:
+                train_tiny(tiny, tmp_path / str(failures))
+                break
+            except (InputError, OSError) as error:
+                assert "No space left" in str(error)
+        assert not list((tmp_path / str(failures)).glob("*.partial"))
+        train_tiny(tiny, tmp_path / str(failures))
+        assert all(torch.equal(best[name], train_tiny.best[name]) for name in best), failures
+        logs = [(tmp_path / folder / "log.jsonl").read_bytes() for folder in ("whole", str(failures))]
+        assert logs[0] == logs[1], failures
+        failures += 1
+    assert failures >= 12  # two snapshots, of six calls each and more
+
+
+def run_files(folder):
+    """What must be equal in two runs: all but the times."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    names = ("config.json", "tokenizer.json", "model.safetensors", "log.jsonl")
+    return [metrics["validation"], metrics["test"], *((folder / name).read_bytes() for name in names)]
+
+
+def test_a_killed_run_resumes_to_the_same_files_and_guards_its_flags_and_data(script, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("text,a\n" + "".join(f"film {i} {'so ' * (i % 9)},{'xy'[i % 2]}\n" for i in range(90)))
+    Path("test.csv").write_text("text,a\none,x\nanother,y\n")
+    flags = ["--data", "rows.csv", "--test", "test.csv", "--encoder", tiny, "--save-every", "2", "--batch-size", "4"]
+    assert script("train.py", *flags, "--out", "run")[0] == 0
+    whole = run_files(Path("run"))
+    Path("run").rename("whole")
+    process = subprocess.Popen([sys.executable, HERE / "train.py", *flags, "--out", "run"], stdout=subprocess.DEVNULL)
+    log = Path("run/log.jsonl")
+    while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > 33):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not Path("run/metrics.json").exists() and Path("run/snapshot.json").exists()
+
+    def refused(message, *arguments):
+        status, _, err = script("train.py", *arguments)
+        assert status == 2 and message in err and err.count("\n") == 1, err
+
+    Path("run/run.lock").unlink(missing_ok=True)  # of a dead process, and no obstacle: it is seen below
+    before = {path: path.read_bytes() for path in Path("run").iterdir()}
+    refused("--out run is in use", *flags, "--out", "run")
+    refused("--lr 0.5 contradicts --lr 0.0001 of the run in run", "--resume", "run", "--lr", "0.5")
+    refused("--variant single contradicts --variant shared", "--resume", "run", "--variant", "single")
+    refused("nowhere: no run to resume", "--resume", "nowhere")
+    with mtbert.locked("run/run.lock", "run"):
+        refused("run: another process is writing there", "--resume", "run")
+    rows = Path("rows.csv").read_text()
+    Path("rows.csv").write_text(rows + "one more,x\n")
+    refused("rows.csv has changed since the run in run began", "--resume", "run")
+    Path("rows.csv").write_text(rows)
+    status, _, err = script("predict.py", "--model", "run", "great movie")
+    assert status == 2 and "its training is not finished; go on with: python train.py --resume run" in err
+    assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
+
+    for name in ("run.lock", "model.safetensors.partial"):
+        (Path("run") / name).write_text("left by a kill")
+    status, _, err = script("train.py", "--resume", "run", "--save-every", "2")
+    assert status == 0 and not err.strip()
+    assert run_files(Path("run")) == whole
+    assert {path.name for path in Path("run").iterdir()} == {path.name for path in Path("whole").iterdir()}
+    assert script("train.py", "--resume", "run") == (0, "the run in run is finished\n", "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -689,6 +814,211 @@ def test_a_closed_pipe_ends_prediction_quietly(finished, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What others made: damaged and hostile models, and any text
+
+
+def test_a_damaged_model_is_refused_or_predicts_as_before(finished, tmp_path):
+    texts = ["great movie", "the plot is thin"]
+    expected, random, refused = mtbert.predict(mtbert.load(finished), texts), Random(0), 0
+    names = ["config.json", "tokenizer.json", "model.safetensors"]
+    other = [name.encode() for name in ("good", "[CLS]", "weights")]
+    for i in range(90):
+        damaged = tmp_path / str(i)
+        shutil.copytree(finished, damaged)
+        path = damaged / names[i % 3]
+        content = bytearray(path.read_bytes())
+        if i < 60:
+            content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+        elif i < 75:
+            del content[random.randrange(len(content)) :]
+        else:
+            content += random.choice(other)
+        path.write_bytes(content)
+        try:
+            assert mtbert.predict(mtbert.load(damaged), texts) == expected
+        except InputError as error:
+            refused += str(error).startswith(f"{damaged} cannot be loaded: ") and "\n" not in str(error)
+    assert refused > 60
+    for name in names:
+        shutil.copytree(finished, tmp_path / name)
+        (tmp_path / name / name).unlink()
+        with pytest.raises(InputError):
+            mtbert.load(tmp_path / name)
+
+
+HOSTILE = {  # what is put in the place of a value in config.json, whose SHA-256 is right
+    "encoder": [
+        *({"hidden_size": value} for value in (10**9, 10**30, 0, -1, 8.0, "32", None, True, [32])),
+        *({"num_hidden_layers": value} for value in (10**9, 3, 1, 0)),
+        *({"num_attention_heads": value} for value in (5, 0)),
+        *({"vocab_size": value} for value in (10**12, 7)),
+        *({"max_position_embeddings": value} for value in (10**12, 0)),
+        *({"pad_token_id": value} for value in (-1, 10**9, "0")),
+        *({"layer_norm_eps": value} for value in (math.nan, 0, "x")),
+        {"model_type": "gpt2"}, {"model_type": ["bert"]}, {"hidden_act": "exec"}, {"unknown": 1},
+    ],
+    "tasks": [
+        {"labels": []}, {"labels": ["a"]}, {"labels": ["a", "a"]}, {"labels": ["a", 1]}, {"labels": [True, False]},
+        {"labels": None}, {"labels": ["a", ["b"]]}, {"labels": 10**9}, {"counts": [1]}, {"counts": None}, {"name": 3},
+        {"names": {}}, {"names": {"no": 1, "yes": 2}}, {"names": None}, {"std": 0.0}, {"mean": math.inf}, {"std": "x"},
+    ],
+    "pooling": ["max", None, ["mean"]],
+}  # fmt: skip
+
+
+def test_a_hostile_configuration_is_refused_in_milliseconds(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "a")
+    config = mtbert.read_record(finished / "config.json")
+    mtbert.load(tmp_path / "a")
+    changed = [config | {"encoder": config["encoder"] | change} for change in HOSTILE["encoder"]]
+    changed += [config | {"tasks": [config["tasks"][0] | change, *config["tasks"][1:]]} for change in HOSTILE["tasks"]]
+    changed += [config | {"tasks": tasks} for tasks in ([], None, [1], config["tasks"][:1], config["tasks"][:1] * 2)]
+    changed += [config | {"pooling": change} for change in HOSTILE["pooling"]]
+    changed += [{key: value for key, value in config.items() if key != name} for name in ("encoder", "tasks", "pooling")]
+    for hostile in changed:
+        mtbert.write_record(tmp_path / "a/config.json", hostile)
+        start = time.perf_counter()
+        with pytest.raises(InputError, match="cannot be loaded") as error:
+            mtbert.load(tmp_path / "a")
+        assert "\n" not in str(error.value) and time.perf_counter() - start < 1, hostile
+    for content in (b"", b"[]", b"null", b"{" * 10**5, b'{"sha256": 1}', b"\xff"):
+        (tmp_path / "a/config.json").write_bytes(content)
+        with pytest.raises(InputError, match="cannot be loaded"):
+            mtbert.load(tmp_path / "a")
+
+
+def test_a_hostile_tokenizer_is_refused(finished, tmp_path):
+    """Its SHA-256 is right, but its tokens are none of the encoder's, or more than it takes."""
+    shutil.copytree(finished, tmp_path / "a")
+    former, config = json.loads((finished / "tokenizer.json").read_text()), mtbert.read_record(finished / "config.json")
+    endless = former | {"truncation": None}
+    foreign = json.loads(json.dumps(former).replace('"ids": [101]', '"ids": [999999]').replace('"great": 2307', '"great": 31000'))
+    for tokenizer in (endless, foreign):
+        content = json.dumps(tokenizer).encode()
+        (tmp_path / "a/tokenizer.json").write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        mtbert.write_record(tmp_path / "a/config.json", config | {"tokenizer_sha256": digest})
+        with pytest.raises(InputError, match="tokenizer does not fit"):
+            mtbert.predict(mtbert.load(tmp_path / "a"), ["great " * 100])
+
+
+@pytest.fixture(scope="session")
+def loaded(finished):
+    return mtbert.load(finished, dtype="float32")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=4
+)
+rows_of_anything = st.lists(
+    st.dictionaries(st.sampled_from(["text", "text_pair", "a", "b", "\ud800", ""]), json_values | st.text(min_size=1)) | json_values, max_size=8
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rows=rows_of_anything, kind=st.sampled_from(["json", "jsonl"]))
+def test_arbitrary_json_is_read_unchanged_or_refused(rows, kind, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / f"any.{kind}"
+    path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
+    try:
+        read = [mtbert.parse_row(where, row) for where, _, row in mtbert.read_rows(path)]
+    except InputError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return
+    assert [row.text for row in read] == [row["text"] for row in rows]
+    assert [row.text_pair for row in read] == [row.get("text_pair") or None for row in rows]
+    for one, row in zip(read, rows, strict=True):
+        labels = {key: value for key, value in row.items() if not key.startswith("text") and value not in (None, "")}
+        assert one.labels == labels
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rows=st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=6), kind=st.sampled_from(["csv", "tsv"]))
+def test_arbitrary_cells_are_read_unchanged_or_refused(rows, kind, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / f"any.{kind}"
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogatepass") as file:
+        csv.writer(file, delimiter="," if kind == "csv" else "\t").writerows([("text", "a"), *rows])
+    try:
+        read = [mtbert.parse_row(where, row) for where, _, row in mtbert.read_rows(path)]
+    except InputError as error:
+        assert str(path) in str(error)
+        assert any(not text.strip() or re.search("[\ud800-\udfff]", text + label) for text, label in rows)
+        return
+    assert [(row.text, row.labels.get("a", "")) for row in read] == rows
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=st.binary(max_size=200), kind=st.sampled_from(["json", "jsonl", "csv", "tsv", "txt"]))
+def test_arbitrary_bytes_make_data_or_the_documented_error(content, kind, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / f"any.{kind}"
+    path.write_bytes(b"text,a\n" * (kind == "csv") + content)
+    try:
+        tasks, splits = mtbert.read_data([str(path)])
+        assert tasks and splits["train"] and list(mtbert.data_warnings(tasks, splits)) is not None
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=40), order=st.randoms())
+def test_company_order_and_padding_change_no_probability(texts, order, loaded):
+    """Whatever the texts, predictions come in number and order; those of one text differ by 1e-5 at most."""
+    try:
+        together = mtbert.predict(loaded, texts)
+    except InputError as error:
+        assert "the text must be" in str(error) or "no token is left" in str(error)
+        return
+    assert len(together) == len(texts)
+    shuffled = order.sample(range(len(texts)), len(texts))
+    for i, other in zip(shuffled, mtbert.predict(loaded, [texts[i] for i in shuffled]), strict=True):
+        [alone] = mtbert.predict(loaded, [texts[i]])
+        for one in (alone, other):
+            assert one["liked"]["probabilities"] == pytest.approx(together[i]["liked"]["probabilities"], abs=1e-5)
+            assert one["stars"]["value"] == pytest.approx(together[i]["stars"]["value"], abs=1e-4)
+
+
+def test_every_kind_of_character_gives_one_line_for_each_row(script, finished, tmp_path):
+    texts = ["nul \0 nul", "\u202eright to left", "e\u0301 \u0308 combining", "\U0001f3ac \U0001f468\u200d\U0001f469", "a\r\nb\nc",
+             "one\u2028two\x85three\x0bfour\x1cfive", '"quoted", and, commas', "x" * 10**6, "word " * 10**6]  # fmt: skip
+    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    command = ["--model", finished, "--input", tmp_path / "a.csv"]
+    assert script("predict.py", *command, "--output", tmp_path / "out")[0] == 0
+    with open(tmp_path / "out", newline="") as file:
+        assert [json.loads(line)["text"] for line in file] == texts
+    status, out, _ = script("predict.py", *command)
+    assert status == 0 and len(out.splitlines()) == len(texts) + 1
+
+
+def test_what_is_probably_a_mistake_in_the_rows_is_said_once(script, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"film {i},{'good' if i % 2 else 'bad'},{i % 3}" for i in range(40)]
+    Path("a.csv").write_text("\n".join(["text,mood,stars", *lines, "film 1,Good ,1", "film 2,bad,0"]))
+    Path("b.csv").write_text("\n".join(["text,mood,stars", *lines[:5], "new,bad,0"]))
+    flags = ["--data", "a.csv", "--val", "b.csv", "--encoder", tiny, "--epochs", "1"]
+    status, _, err = script("train.py", *flags)
+    assert status == 0 and [line.removeprefix("train.py: warning: ") for line in err.splitlines()] == [
+        "'mood' has separate labels that differ only in case or blanks: 'Good ', 'good'",
+        "1 texts have more than one label of 'mood'",
+        "1 texts have more than one label of 'stars'",
+        "5 validation rows are also train rows",
+    ]
+
+
+def test_two_processes_do_not_write_one_output_and_a_full_disk_is_one_line(script, finished, tmp_path):
+    output = tmp_path / "out"
+    with mtbert.locked(f"{output}.lock", output):
+        status, _, err = script("predict.py", "--model", finished, "great movie", "--output", output)
+    assert status == 2 and err == f"predict.py: error: {output}: another process is writing there\n"
+    assert script("predict.py", "--model", finished, "great movie", "--output", output)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, HERE / "predict.py", "--model", finished, "great movie"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (2, "predict.py: error: No space left on device\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command lines on real input
 
 
@@ -774,6 +1104,10 @@ def write_files(folder):
     (folder / "latin.csv").write_bytes(b"text,a\nfilm,x\ncaf\xe9,x\n")
     (folder / "mixed.csv").write_text("text,a\n" + "film,1.5\n" * 9 + "film,n/a\n")
     (folder / "infinite.jsonl").write_text('{"text": "t", "a": 1e400}\n')
+    (folder / "repeated.jsonl").write_text('{"text": "t", "a": "x", "a": "y"}\n')
+    (folder / "long.csv").write_text("text,a\nfilm,x\nfilm,x,y\n")
+    (folder / "digits.csv").write_text("text,a\n" + f"film,{10**30}\nfilm,2\n" * 9)
+    (folder / "wide.csv").write_text("text,a\n" + "film,1e999\nfilm,0.5\n" * 9)
     (folder / "rows.xml").write_text("<rows/>")
     (folder / "file").write_text("")
     (folder / "full").mkdir()
@@ -790,7 +1124,7 @@ def check_mistake(script, name, flags, places, message):
 
 TRAIN_ERRORS = [
     ("--data nowhere.json", "nowhere.json: No such file"),
-    ("--data full", "full: unknown kind of file"),
+    ("--data full", "full: Is a directory"),
     ("--data rows.xml", "rows.xml: unknown kind of file"),
     ("--data broken.json", "broken.json: invalid JSON"),
     ("--data nan.jsonl", "nan.jsonl, line 2: invalid JSON: NaN"),
@@ -809,6 +1143,10 @@ TRAIN_ERRORS = [
     ("--data surrogate.json", "surrogate.json, row 31: a text or a key has a lone surrogate"),
     ("--data key.json", "key.json, row 31: a text or a key has a lone surrogate"),
     ("--data mixed.csv", "mixed.csv, line 11: 'a' is 'n/a' here and 1.5 elsewhere"),
+    ("--data repeated.jsonl", "repeated.jsonl, line 1: invalid JSON: the key 'a' occurs twice"),
+    ("--data long.csv", "long.csv, line 3: 3 cells, but the header has 2"),
+    ("--data digits.csv", "digits.csv, line 2: the label 1000000"),
+    ("--data wide.csv", "wide.csv, line 2: the label inf"),
     ("--data infinite.jsonl", "infinite.jsonl, line 1: invalid JSON: 1e400 is no finite number"),
     ("--lr inf", "argument --lr: inf is not between"),
     ("--device meta --data good.json", "device 'meta' cannot be used here"),
@@ -858,9 +1196,9 @@ PREDICT_ERRORS = [
     ("--model RUN --input nowhere.txt", "nowhere.txt: No such file"),
     ("--model RUN --input text.json --output out", "text.json, row 31: no 'text'"),
     ("--model RUN --input blank.json --output out", "blank.json, row 31: the text must be"),
-    ("--model RUN --input good.json --output nowhere/out", "No such file or directory"),
+    ("--model RUN --input good.json --output nowhere/out", "--output nowhere/out is a folder, or in none"),
     ("--model RUN --input good.json --output full", "--output full is a folder"),
-    ("--model DAMAGED text", "is not a model that mtbert saved"),
+    ("--model DAMAGED text", "damaged cannot be loaded: "),
     ("--model RUN \u200b\x01", "text 1: no token is left"),
 ]
 

@@ -7,7 +7,9 @@ python train.py --variant separate-lr --data reviews.csv --tasks sentiment topic
 import argparse
 import contextlib
 import itertools
+import json
 import math
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,7 +38,8 @@ def task_weight(text):
     return name, number(float, 0)(weight)
 
 
-def parse_args(argv=None):
+def parse_args(argv):
+    """The flags; for a run to resume those of its config.json, and InputError where `argv` contradicts them."""
     parser = mtbert.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     flag = parser.add_argument
     flag("--variant", choices=mtbert.VARIANTS, default="shared", help="see the README (default: %(default)s)")
@@ -46,7 +49,7 @@ def parse_args(argv=None):
     flag("--tasks", nargs="+", metavar="NAME", help="the tasks, in order (default: every key but the texts)")
     flag("--text-column", default="text", metavar="NAME", help="the key of the text (default: %(default)s)")
     flag("--encoder", default=mtbert.DEFAULT_ENCODER, help="a name on the Hub, or a folder (default: %(default)s)")
-    flag("--pooling", choices=("mean", "cls"), default="mean", help="of the hidden states (default: %(default)s)")
+    flag("--pooling", choices=mtbert.POOLING, default="mean", help="of the hidden states (default: %(default)s)")
     flag("--max-length", type=number(int, 4), metavar="T", help="tokens of a text (default: the encoder's limit)")
     flag("--epochs", type=number(int, 1), default=5, metavar="N", help="(default: %(default)s)")
     flag("--batch-size", type=number(int, 1), default=32, metavar="N", help="rows in a step (default: %(default)s)")
@@ -64,9 +67,19 @@ def parse_args(argv=None):
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where native")
     flag("--compile", action="store_true", help="torch.compile the model")
+    flag("--save-every", type=number(int, 1), metavar="N", help="steps between snapshots (default: one an epoch)")
+    flag("--resume", metavar="FOLDER", help="go on with the run there, which was stopped, with its flags")
     flag("--out", metavar="FOLDER", help="where the run is kept (default: a new folder under runs/)")
     flag("--overwrite", action="store_true", help="let --out be a folder in use")
     args = parser.parse_args(argv)
+    args.argv = argv  # config.json keeps it
+    if args.resume:
+        args.argv = read_config(args.resume)["flags"]["argv"]
+        stored, args = parser.parse_args(args.argv), parser.parse_args(args.argv + argv, args)
+        for name, value in vars(stored).items():
+            if name != "resume" and vars(args)[name] != value:
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(f"{flag} {vars(args)[name]} contradicts {flag} {value} of the run in {args.resume}")
 
     variant = mtbert.VARIANTS[args.variant]
     args.task_weights = dict(args.task_weights)
@@ -82,28 +95,54 @@ def parse_args(argv=None):
     return args
 
 
+def read_config(folder):
+    with mtbert.input_errors(f"{folder}: no run to resume"):
+        return mtbert.read_record(Path(folder) / "config.json")
+
+
 def check_folder(args):
     """Raises InputError if --out is in use."""
     folder = Path(args.out or "runs")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; --out names a folder")
-    if args.out and folder.exists() and any(folder.iterdir()) and not args.overwrite:
-        raise InputError(f"--out {folder} is in use; name another folder, or add --overwrite")
+    leftovers = ("run.lock", "config.json.partial", "tokenizer.json.partial", "tokenizer.json")  # killed at its start
+    if args.out and folder.exists() and not args.overwrite and {path.name for path in folder.iterdir()} - {*leftovers}:
+        raise InputError(f"--out {folder} is in use; name another folder, add --overwrite, or use --resume {folder}")
 
 
 def make_folder(args):
-    """Make the folder of the run; one that is overwritten loses its former model here."""
-    if args.out is None:
-        for n in itertools.count(1):
-            with contextlib.suppress(FileExistsError):
-                folder = Path("runs") / f"{args.variant}-{n}"
-                folder.mkdir(parents=True)
-                return folder
-    folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("metrics.json", "model.safetensors", "config.json"):
-        (folder / name).unlink(missing_ok=True)
-    return folder
+    if args.out:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        return Path(args.out)
+    for n in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
+            folder = Path("runs") / f"{args.variant}-{n}"
+            folder.mkdir(parents=True)
+            return folder
+
+
+def start_run(args, folder, model):
+    """Begin a run in `folder`, which is ours alone; or check that the one to resume is what it was."""
+    if not args.resume:
+        check_folder(args)
+        for pattern in ("metrics.json", "config.json", "snapshot*", "model.safetensors", "log.jsonl", "*.partial"):
+            for path in folder.glob(pattern):
+                path.unlink()
+        mtbert.save(model, folder, finished=False)
+        return
+    then, now = read_config(folder), json.loads(json.dumps(mtbert.describe_model(model)))
+    for key in ("encoder", "tasks", "pooling", "encoder_source", "tokenizer_sha256"):
+        if then[key] != now[key]:
+            raise InputError(f"{folder}: its {key} is not what it was when the run began: {now[key]}"[:300])
+    if then["versions"] != now["versions"]:
+        warn(f"the run began with {then['versions']}; now, with {now['versions']}, it will not repeat to the bit")
+    model.record = {key: then[key] for key in model.record}
+    for path in folder.glob("*.partial"):
+        path.unlink()
+
+
+def warn(message):
+    print(f"train.py: warning: {printable(message)}", file=sys.stderr)
 
 
 def print_metrics(tasks, metrics):
@@ -133,8 +172,17 @@ def print_examples(model, rows):
 
 
 def main():
-    args = parse_args()
-    check_folder(args)
+    args = parse_args(sys.argv[1:])
+    if args.resume and (Path(args.resume) / "metrics.json").exists():
+        print(f"the run in {args.resume} is finished")
+        return
+    data_sha256 = {path: mtbert.file_sha256(path) for path in args.data + args.val + args.test}
+    if args.resume:
+        for path, digest in read_config(args.resume)["data_sha256"].items():
+            if data_sha256[path] != digest:
+                raise InputError(f"{path} has changed since the run in {args.resume} began")
+    else:
+        check_folder(args)
     all_tasks = mtbert.VARIANTS[args.variant]["all_tasks"]
     tasks, rows = mtbert.read_data(args.data, args.val, args.test, args.tasks, all_tasks, args.text_column, args.seed)
     if unknown := set(args.task_weights) - {task.name for task in tasks}:
@@ -158,6 +206,8 @@ def main():
         print(f"task {printable(task.name)}: {kind}, {count} labelled training rows")
     if cut := sum(part.cut for part in data.values()):
         print(f"{cut} texts are longer than {max_length} tokens and were cut")
+    for warning in mtbert.data_warnings(tasks, rows) if not args.resume else ():
+        warn(warning)
 
     torch.manual_seed(args.seed)
     model = mtbert.MTBert(encoder, tasks, tokenizer, args.pooling, args.dropout).to(device)
@@ -168,21 +218,37 @@ def main():
         "flags": vars(args),
         "encoder_source": encoder.source,
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "scikit-learn")},
-        "data_sha256": {path: mtbert.file_sha256(path) for path in args.data + args.val + args.test},
+        "data_sha256": data_sha256,
     }
-    folder = make_folder(args)
-    seconds, validation = mtbert.train(model, data, args, folder)
+    folder = Path(args.resume) if args.resume else make_folder(args)
+    try:
+        with mtbert.locked(folder / "run.lock", folder):
+            start_run(args, folder, model)
+            run(args, folder, model, data, rows)
+    except KeyboardInterrupt as stop:
+        how = f"interrupted; go on with: python train.py --resume {folder}"
+        raise KeyboardInterrupt(*(stop.args or (130, how))) from None
 
-    del model, encoder
+
+def run(args, folder, model, data, rows):
+    """Train, keep the best epoch, and test it."""
+    print(f"run: {folder}")
+    best, validation, seconds = mtbert.train(model, data, args, folder)
+    model.load_state_dict(best)
+    mtbert.save(model, folder)
+
+    del model, best
     model = mtbert.load(folder, args.device, args.dtype)  # what is tested is what was saved
     test = mtbert.evaluate(model, data["test"])
-    print_metrics(tasks, test)
+    print_metrics(model.tasks, test)
     shown = "test" if rows["test"] else "validation"
     print(f"\nsome {shown} rows")
     print_examples(model, rows[shown][:12])
     speed = args.epochs * len(rows["train"]) / seconds
     result = {"validation": validation, "test": test, "train_seconds": seconds, "examples_per_second": speed}
     mtbert.write(folder / "metrics.json", result)
+    for path in folder.glob("snapshot*"):
+        path.unlink()
     print(f"\ntrained in {seconds:.1f} s ({speed:.0f} examples per second), saved in {folder}")
 
 
