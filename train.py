@@ -141,6 +141,11 @@ def start_run(args, folder, model):
         path.unlink()
 
 
+def discard_snapshot(folder):
+    for path in folder.glob("snapshot*"):
+        path.unlink()
+
+
 def warn(message):
     print(f"train.py: warning: {printable(message)}", file=sys.stderr)
 
@@ -174,6 +179,7 @@ def print_examples(model, rows):
 def main():
     args = parse_args(sys.argv[1:])
     if args.resume and (Path(args.resume) / "metrics.json").exists():
+        discard_snapshot(Path(args.resume))  # where the run was stopped between the two
         print(f"the run in {args.resume} is finished")
         return
     data_sha256 = {path: mtbert.file_sha256(path) for path in args.data + args.val + args.test}
@@ -247,8 +253,7 @@ def run(args, folder, model, data, rows):
     speed = args.epochs * len(rows["train"]) / seconds
     result = {"validation": validation, "test": test, "train_seconds": seconds, "examples_per_second": speed}
     mtbert.write(folder / "metrics.json", result)
-    for path in folder.glob("snapshot*"):
-        path.unlink()
+    discard_snapshot(folder)
     print(f"\ntrained in {seconds:.1f} s ({speed:.0f} examples per second), saved in {folder}")
 
 
