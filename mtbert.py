@@ -25,7 +25,7 @@ import sys
 import time
 from array import array
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from tokenizers import Tokenizer
@@ -678,10 +679,42 @@ def parameter_groups(model, lr, head_lr, layer_decay, weight_decay):
 
 CPU_TOKENS = 1024  # of a training batch are computed at a time on a processor
 
+# torchrun's environment; without it there is one process. Rank 0 prints and writes.
+RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join_processes(device):
+    """Join the other processes that torchrun started, if any."""
+    if PROCESSES > 1:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if RANK > 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def sum_over_processes(tensor, device):
+    """The sum of every process's `tensor`, which lies on the processor; each waits for all."""
+    if PROCESSES > 1:
+        tensor = tensor.to(device)
+        dist.all_reduce(tensor)
+    return tensor.cpu()
+
+
+def from_rank_0(value):
+    values = [value]
+    if PROCESSES > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
 
 def pick_device(name="auto"):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and PROCESSES > 1:
+        if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
+            raise InputError(f"torchrun started more processes here than there are GPUs, {torch.cuda.device_count()}")
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     with input_errors(f"device {name!r} cannot be used here"):
         torch.empty(0, device=name).cpu()
     return torch.device(name)
@@ -704,7 +737,7 @@ def stop_signals():
     received = []
 
     def receive(number, _):
-        if received:
+        if received and PROCESSES == 1:  # torchrun passes on what the terminal has sent to all already
             raise KeyboardInterrupt
         received.append(number)
 
@@ -722,6 +755,9 @@ def train(model, data, args, folder):
     -> the weights of the epoch that is best on data["validation"] (a state dict on the processor), its validation
     metrics, seconds spent in training steps. Best is the highest mean over tasks of macro-F1 or Pearson. Raises
     InputError when a loss is not finite, KeyboardInterrupt(exit status, what to do) once stopped by a signal.
+
+    Of several processes each computes the gradient of its share of a batch, and DistributedDataParallel sums them up:
+    every process takes the steps that one alone would take.
     """
     from transformers import get_linear_schedule_with_warmup
 
@@ -736,6 +772,8 @@ def train(model, data, args, folder):
     steps = args.epochs * math.ceil(size / args.batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * steps), steps)
 
+    parallel = nn.parallel.DistributedDataParallel(model) if PROCESSES > 1 else model
+
     # All that the rest of the run depends on, with the weights: randomness is a function of seed, epoch and step alone.
     at = {"epoch": 1, "batch": 0, "step": 0, "score": -2.0, "validation": None, "losses": {}, "seconds": 0.0, "log": 0}
     best = {}
@@ -746,38 +784,47 @@ def train(model, data, args, folder):
                 part.load_state_dict(values)
             best = state["best"]
 
-    with open(Path(folder) / "log.jsonl", "a", buffering=1) as log, stop_signals() as stopped:
-        if os.fstat(log.fileno()).st_size < at["log"]:
-            raise InputError(f"{log.name} is shorter than it was")
-        log.truncate(at["log"])
+    with open(Path(folder) / "log.jsonl" if RANK == 0 else os.devnull, "a", 1) as log, stop_signals() as stopped:
+        if RANK == 0:
+            if os.fstat(log.fileno()).st_size < at["log"]:
+                raise InputError(f"{log.name} is shorter than it was")
+            log.truncate(at["log"])
 
-        def snapshot():
-            os.fsync(log.fileno())
-            at["log"] = os.fstat(log.fileno()).st_size
-            states = [part.state_dict() for part in (model, optimizer, schedule)]
-            save_snapshot(folder, at, {"states": states, "best": best})
-            if stopped:
+        def snapshot(stop):
+            if RANK == 0:
+                os.fsync(log.fileno())
+                at["log"] = os.fstat(log.fileno()).st_size
+                states = [part.state_dict() for part in (model, optimizer, schedule)]
+                save_snapshot(folder, at, {"states": states, "best": best})
+            sum_over_processes(torch.zeros(1), device)  # none goes on, or ends, before it is written
+            if stop:
                 how = f"stopped after step {at['step']}; go on with: python train.py --resume {folder}"
-                raise KeyboardInterrupt(128 + stopped[0], how)
+                raise KeyboardInterrupt(128 + (stopped or [signal.SIGTERM])[0], how)
 
         for epoch in range(at["epoch"], args.epochs + 1):
-            batches = length_grouped_batches(
-                data["train"].lengths, args.batch_size, np.random.default_rng([args.seed, epoch])
-            )
-            left = batches[at["batch"] :]
-            bar = tqdm(left, f"epoch {epoch}/{args.epochs}", len(batches), False, initial=at["batch"], disable=None)
+            rng = np.random.default_rng([args.seed, epoch])
+            batches = length_grouped_batches(data["train"].lengths, args.batch_size, rng)
+            bar = tqdm(batches, f"epoch {epoch}/{args.epochs}", leave=False, initial=at["batch"], disable=RANK or None)
             start = time.perf_counter()
             model.train()
-            for rows in bar:
-                torch.manual_seed(np.random.default_rng([args.seed, 0, at["step"]]).integers(2**63))  # for dropout
-                losses, parts = Counter(), args.accumulate
+            for rows in batches[at["batch"] :]:
+                torch.manual_seed(np.random.default_rng([args.seed, RANK, at["step"]]).integers(2**63))  # for dropout
+                mine, parts = rows[RANK::PROCESSES], args.accumulate
+                mine, whole = (mine, len(rows)) if len(mine) else (rows[:1], math.inf)  # fewer rows than processes
                 if device.type == "cpu":  # bounds the memory of long texts, at equal speed
-                    parts = max(parts, math.ceil(len(rows) * data["train"].lengths[rows].max() / CPU_TOKENS))
-                for part in np.array_split(rows, min(parts, len(rows))):
-                    _, loss = model(**collate(data["train"], part, model.encoder.config, device))
-                    share = len(part) / len(rows)
-                    (share * sum(weights[name] * loss[name] for name in loss)).backward()
+                    parts = max(parts, math.ceil(len(mine) * data["train"].lengths[mine].max() / CPU_TOKENS))
+                parts = np.array_split(mine, min(parts, len(mine)))
+                losses = Counter()
+                for part in parts:
+                    with nullcontext() if part is parts[-1] or PROCESSES == 1 else parallel.no_sync():
+                        _, loss = parallel(**collate(data["train"], part, model.encoder.config, device))
+                        share = len(part) / whole
+                        total = sum(weights[name] * loss[name] for name in loss)
+                        (PROCESSES * share * total).backward()  # the mean over processes is taken
                     losses.update({name: share * value.item() for name, value in loss.items()})
+                sums = torch.tensor([*losses.values(), bool(stopped)], dtype=torch.float64)
+                *sums, stop = sum_over_processes(sums, device).tolist()
+                losses = dict(zip(losses, sums, strict=True))
                 at["step"] += 1
                 for name, value in losses.items():
                     if not math.isfinite(value):
@@ -788,15 +835,17 @@ def train(model, data, args, folder):
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-                bar.set_postfix({printable(name): f"{value:.3f}" for name, value in losses.items()})
+                bar.set_postfix({printable(name): f"{value:.3f}" for name, value in losses.items()}, refresh=False)
+                bar.update()
                 for name, value in losses.items():
                     at["losses"][name] = at["losses"].get(name, 0.0) + value * len(rows) / size
                 at["batch"] += 1
-                if stopped or (args.save_every and at["step"] % args.save_every == 0):
+                if stop or (args.save_every and at["step"] % args.save_every == 0):
                     at["seconds"] += time.perf_counter() - start
-                    snapshot()
+                    snapshot(stop)
                     start = time.perf_counter()
             at["seconds"] += time.perf_counter() - start
+            bar.close()
 
             metrics = evaluate(model, data["validation"])
             scores = {name: m["macro_f1"] if "macro_f1" in m else m["pearson"] for name, m in metrics.items()}
@@ -808,7 +857,7 @@ def train(model, data, args, folder):
                 at.update(score=score, validation=metrics)
                 best = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
             at.update(epoch=epoch + 1, batch=0, losses={})
-            snapshot()
+            snapshot(sum_over_processes(torch.tensor(len(stopped)), device).item())
     return best, at["validation"], at["seconds"]
 
 
@@ -821,12 +870,13 @@ def compute_logits(model, data, batch_size=32):
     """{task: (N, C) float32 array} for a Dataset of N rows, in its order; batches are made by length."""
     model.eval()
     device = next(model.parameters()).device
-    logits = {task.name: np.empty((len(data), len(task.labels or [0])), np.float32) for task in model.tasks}
+    logits = {task.name: torch.zeros(len(data), len(task.labels or [0])) for task in model.tasks}
     order = np.argsort(data.lengths, kind="stable")[::-1]  # the longest first: a lack of memory shows at once
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for start in range(RANK * batch_size, len(order), PROCESSES * batch_size):  # every process its share of the batches
+        rows = order[start : start + batch_size].copy()
         for name, values in model(**collate(data, rows, model.encoder.config, device))[0].items():
-            logits[name][rows] = values.cpu().numpy()
+            logits[name][rows] = values.cpu()
+    logits = {name: sum_over_processes(values, device).numpy() for name, values in logits.items()}
     for name, values in logits.items():
         if not np.isfinite(values).all():
             raise InputError(f"the model gives {name!r} no finite value: its training diverged; try a lower --lr")
@@ -1095,9 +1145,11 @@ def run_script(main):
         if isinstance(error, BrokenPipeError):
             sys.exit(141)
         reason = f"{name}: {error.strerror}" if name else getattr(error, "strerror", None) or error
-        print(f"{Path(sys.argv[0]).name}: error: {printable(str(reason))}", file=sys.stderr)
+        if RANK == 0:
+            print(f"{Path(sys.argv[0]).name}: error: {printable(str(reason))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         status, how = stop.args or (130, "interrupted")
-        print(f"{Path(sys.argv[0]).name}: {how}", file=sys.stderr)
+        if RANK == 0:
+            print(f"{Path(sys.argv[0]).name}: {how}", file=sys.stderr)
         sys.exit(status)

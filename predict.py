@@ -33,6 +33,8 @@ def parse_args():
     args = parser.parse_args()
     if bool(args.texts) == bool(args.input):
         raise InputError("give texts, or --input FILE; see --help")
+    if args.input == "-" and mtbert.PROCESSES > 1:
+        raise InputError("standard input cannot be shared out among processes; name a file")
     if args.output and (Path(args.output).is_dir() or not Path(args.output).parent.is_dir()):
         raise InputError(f"--output {args.output} is a folder, or in none that exists; name a file")
     return args
@@ -55,6 +57,7 @@ def output_file(path):
 
 def main():
     args = parse_args()
+    mtbert.join_processes(mtbert.pick_device(args.device))
     model = mtbert.load(args.model or newest_run(), args.device, args.dtype)
     if args.input:
         rows = mtbert.read_rows(args.input)
@@ -63,11 +66,13 @@ def main():
 
     as_json, cut = args.json or args.output, 0
     output = Path(args.output or os.devnull).resolve()  # a link stays one
-    if output.is_file() or not output.exists():
+    if mtbert.RANK > 0:
+        opened = open(os.devnull, "w")  # noqa: SIM115
+    elif output.is_file() or not output.exists():
         opened = output_file(output)
     else:  # a pipe or a device, which cannot be replaced
         opened = open(output, "w") if args.output else nullcontext(sys.stdout)  # noqa: SIM115
-    quiet = True if sys.stdout.isatty() and not args.output else None  # no bar in the midst of a table
+    quiet = mtbert.RANK > 0 or (sys.stdout.isatty() and not args.output) or None  # no bar in the midst of a table
     if not as_json:
         print(f"{'text':60}", *(f"{printable(task.name)[:20]:20}" for task in model.tasks))
     with opened as out, tqdm(unit=" rows", disable=quiet) as bar:

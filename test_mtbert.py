@@ -1,5 +1,6 @@
 """Properties of mtbert, offline, on real scripts: python -m pytest"""
 
+import contextlib
 import csv
 import errno
 import hashlib
@@ -679,6 +680,78 @@ def test_a_killed_run_resumes_to_the_same_files_and_guards_its_flags_and_data(sc
     assert run_files(Path("run")) == whole
     assert {path.name for path in Path("run").iterdir()} == {path.name for path in Path("whole").iterdir()}
     assert script("train.py", "--resume", "run") == (0, "the run in run is finished\n", "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes do what one does
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+GRADIENTS = """
+import sys, torch
+from pathlib import Path
+import mtbert, test_mtbert
+gradients, clip = [], torch.nn.utils.clip_grad_norm_
+def record(parameters, limit):
+    parameters = list(parameters)
+    gradients.append([parameter.grad.clone() for parameter in parameters])
+    return clip(parameters, limit)
+torch.nn.utils.clip_grad_norm_ = record
+mtbert.join_processes(torch.device("cpu"))
+tiny, folder = map(Path, sys.argv[1:])
+test_mtbert.train_tiny(tiny, folder, "--dropout", "0", "--batch-size", "3", "--lr", "0")
+torch.save(gradients, folder / f"gradients-{mtbert.RANK}.pt")
+"""
+
+
+def test_gradients_of_two_processes_equal_those_of_one(tiny, tmp_path):
+    """Labels of a task are often in one process's share only, and the last batch, of one row, leaves one without."""
+    (tmp_path / "gradients.py").write_text(GRADIENTS)
+    environment = os.environ | {"PYTHONPATH": str(HERE)}
+    for command, name in (([sys.executable], "one"), (TORCHRUN, "two")):
+        command = [*command, tmp_path / "gradients.py", tiny, tmp_path / name]
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+    one, zero, other = (torch.load(tmp_path / name) for name in ("one/gradients-0.pt", "two/gradients-0.pt", "two/gradients-1.pt"))
+    assert len(one) == 16
+    for step in range(16):
+        for expected, *found in zip(one[step], zero[step], other[step], strict=True):
+            for gradient in found:
+                torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-6)
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    for ours, theirs in zip(*logs, strict=True):
+        assert ours.get("loss") == pytest.approx(theirs.get("loss"), abs=1e-6)
+        assert ours.get("validation") == theirs.get("validation")
+
+
+def test_torchrun_restarts_a_killed_run_by_itself_and_predicts_as_one_process(script, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("text,a\n" + "".join(f"film {i} {'so ' * (i % 9)},{'xy'[i % 2]}\n" for i in range(90)))
+    flags = ["--data", "rows.csv", "--encoder", tiny, "--save-every", "2", "--batch-size", "4", "--out", "run"]
+    subprocess.run([*TORCHRUN, HERE / "train.py", *flags], check=True, capture_output=True)
+    whole = run_files(Path("run"))
+    Path("run").rename("whole")
+    process = subprocess.Popen([*TORCHRUN, "--max-restarts=1", HERE / "train.py", *flags], stdout=subprocess.PIPE)
+    log, killed = Path("run/log.jsonl"), 0
+    while process.poll() is None and not killed:
+        time.sleep(0.002)
+        if log.exists() and log.read_bytes().count(b"\n") > 9:
+            for path in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    here = os.readlink(path / "cwd") == str(tmp_path)
+                    if here and b"RANK=1" in (path / "environ").read_bytes().split(b"\0"):
+                        os.kill(int(path.name), signal.SIGKILL)
+                        killed += 1
+    out = process.communicate()[0].decode()
+    print(out)
+    assert killed == 1 and process.returncode == 0 and out.count("saved in run") == 1
+    assert run_files(Path("run")) == whole
+
+    command = ["--model", "run", "--input", "rows.csv", "--output"]
+    assert script("predict.py", *command, "one")[0] == 0
+    subprocess.run([*TORCHRUN, HERE / "predict.py", *command, "two"], check=True, capture_output=True)
+    ours, theirs = ([json.loads(line) for line in Path(name).read_text().splitlines()] for name in ("one", "two"))
+    assert [row["text"] for row in ours] == [row["text"] for row in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["predictions"]["a"]["probabilities"] == pytest.approx(other["predictions"]["a"]["probabilities"], abs=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -147,7 +148,8 @@ def discard_snapshot(folder):
 
 
 def warn(message):
-    print(f"train.py: warning: {printable(message)}", file=sys.stderr)
+    if mtbert.RANK == 0:
+        print(f"train.py: warning: {printable(message)}", file=sys.stderr)
 
 
 def print_metrics(tasks, metrics):
@@ -178,6 +180,12 @@ def print_examples(model, rows):
 
 def main():
     args = parse_args(sys.argv[1:])
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and not (args.out or args.resume):
+        raise InputError("torchrun --max-restarts needs --out FOLDER, to find the run that it shall go on with")
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and args.out and (Path(args.out) / "config.json").exists():
+        args = parse_args([*sys.argv[1:], "--resume", args.out])
+    device = mtbert.pick_device(args.device)
+    mtbert.join_processes(device)
     if args.resume and (Path(args.resume) / "metrics.json").exists():
         discard_snapshot(Path(args.resume))  # where the run was stopped between the two
         print(f"the run in {args.resume} is finished")
@@ -187,13 +195,12 @@ def main():
         for path, digest in read_config(args.resume)["data_sha256"].items():
             if data_sha256[path] != digest:
                 raise InputError(f"{path} has changed since the run in {args.resume} began")
-    else:
+    elif mtbert.RANK == 0:
         check_folder(args)
     all_tasks = mtbert.VARIANTS[args.variant]["all_tasks"]
     tasks, rows = mtbert.read_data(args.data, args.val, args.test, args.tasks, all_tasks, args.text_column, args.seed)
     if unknown := set(args.task_weights) - {task.name for task in tasks}:
         raise InputError(f"--task-weights: there is no task {min(unknown)!r}")
-    device = mtbert.pick_device(args.device)
     encoder = mtbert.Encoder.from_pretrained(args.encoder, args.dropout)
     config = encoder.config
     max_length = args.max_length or config.max_length
@@ -223,25 +230,36 @@ def main():
     model.record = {
         "flags": vars(args),
         "encoder_source": encoder.source,
-        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "scikit-learn")},
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "scikit-learn")}
+        | {"processes": mtbert.PROCESSES, "threads": torch.get_num_threads()},
         "data_sha256": data_sha256,
     }
-    folder = Path(args.resume) if args.resume else make_folder(args)
+    first = mtbert.RANK == 0
+    folder = mtbert.from_rank_0(Path(args.resume) if args.resume else make_folder(args) if first else None)
     try:
-        with mtbert.locked(folder / "run.lock", folder):
-            start_run(args, folder, model)
+        with mtbert.locked(folder / "run.lock", folder) if first else contextlib.nullcontext():
+            if first:
+                start_run(args, folder, model)
+            mtbert.from_rank_0(None)  # the others wait
             run(args, folder, model, data, rows)
     except KeyboardInterrupt as stop:
         how = f"interrupted; go on with: python train.py --resume {folder}"
         raise KeyboardInterrupt(*(stop.args or (130, how))) from None
+    except RuntimeError as error:
+        if mtbert.PROCESSES == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        raise InputError(f"one of the processes ended or failed; go on with --resume {folder} ({reason})") from error
 
 
 def run(args, folder, model, data, rows):
     """Train, keep the best epoch, and test it."""
     print(f"run: {folder}")
     best, validation, seconds = mtbert.train(model, data, args, folder)
-    model.load_state_dict(best)
-    mtbert.save(model, folder)
+    if mtbert.RANK == 0:
+        model.load_state_dict(best)
+        mtbert.save(model, folder)
+    mtbert.from_rank_0(None)
 
     del model, best
     model = mtbert.load(folder, args.device, args.dtype)  # what is tested is what was saved
@@ -252,8 +270,9 @@ def run(args, folder, model, data, rows):
     print_examples(model, rows[shown][:12])
     speed = args.epochs * len(rows["train"]) / seconds
     result = {"validation": validation, "test": test, "train_seconds": seconds, "examples_per_second": speed}
-    mtbert.write(folder / "metrics.json", result)
-    discard_snapshot(folder)
+    if mtbert.RANK == 0:
+        mtbert.write(folder / "metrics.json", result)
+        discard_snapshot(folder)
     print(f"\ntrained in {seconds:.1f} s ({speed:.0f} examples per second), saved in {folder}")
 
 
