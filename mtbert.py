@@ -463,6 +463,17 @@ class EncoderConfig:
         return self.max_position_embeddings - self.position_offset
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout, but on a processor in a third of its time: the mask is made of 16 random bits an element."""
+
+    def forward(self, x):
+        if not self.training or x.device.type != "cpu":
+            return super().forward(x)
+        numbers = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        keep = numbers[: x.numel()].view(x.shape) >= round(self.p * 2**16) - 2**15
+        return x * keep * (1 / (1 - self.p))
+
+
 class Layer(nn.Module):
     """Self-attention and a feed-forward network, each followed by its residual sum and layer norm."""
 
@@ -475,14 +486,18 @@ class Layer(nn.Module):
         self.intermediate = nn.Linear(D, config.intermediate_size)
         self.output = nn.Linear(config.intermediate_size, D)
         self.output_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x, mask):
         B, T, D = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
-        dropout = self.dropout.p if self.training else 0.0
-        attention = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        attention = attention.transpose(1, 2).reshape(B, T, D)
+        if x.device.type == "cpu":  # plain products take half of the fused kernel's time at the length of a sentence
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, T)
+            attention = self.dropout(scores.masked_fill(~mask, -math.inf).softmax(-1)) @ v
+        else:
+            dropout = self.dropout.p if self.training else 0.0
+            attention = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        attention = attention.transpose(1, 2).reshape(B, T, D)  # from (B, H, T, D / H)
         x = self.attention_norm(x + self.dropout(self.attention_output(attention)))
         return self.output_norm(x + self.dropout(self.output(self.activation(self.intermediate(x)))))
 
@@ -500,7 +515,7 @@ class Encoder(nn.Module):
         self.embedding_norm = nn.LayerNorm(E, eps=config.layer_norm_eps)
         self.embedding_projection = nn.Linear(E, D) if E != D else nn.Identity()
         self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config.num_hidden_layers))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):
         """The last hidden states, (B, T, D), of three (B, T) tensors; the mask is true or 1 on tokens, else padding."""
@@ -608,9 +623,9 @@ class MTBert(nn.Module):
     def __init__(self, encoder, tasks, tokenizer, pooling="mean", dropout=0.1):
         super().__init__()
         self.encoder, self.tasks, self.tokenizer, self.pooling = encoder, tasks, tokenizer, pooling
-        self.compute_dtype = torch.float32  # of the encoder's arithmetic; its weights and the heads stay in float32
+        self.compute_dtype = torch.float32  # of the encoder's arithmetic in training; its weights stay in float32
         self.record = {}  # what config.json says of the run besides: flags, versions, data
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         D = encoder.config.hidden_size
         self.heads = nn.ModuleDict({head(task): nn.Linear(D, len(task.labels or [0])) for task in tasks})
 
@@ -688,7 +703,12 @@ def join_processes(device):
     if PROCESSES > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        with input_errors("the processes cannot reach each other"):
+            store, rank, processes = next(dist.rendezvous("env://"))
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # it outlives a restart, with what is in it
+                store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=processes)
         if RANK > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -1020,7 +1040,7 @@ def save(model, folder, finished=True):
 
 
 def load(folder, device="auto", dtype="auto"):
-    """The model that `save` wrote to `folder`, in evaluation mode. Raises InputError.
+    """The model that `save` wrote to `folder`, in evaluation mode, its encoder in `dtype`. Raises InputError.
 
     Nothing in the files is trusted: shapes are compared before anything is allocated, contents with their SHA-256.
     """
@@ -1047,10 +1067,12 @@ def load(folder, device="auto", dtype="auto"):
         for name, key in (("tokenizer.json", "tokenizer_sha256"), ("model.safetensors", "weights_sha256")):
             if file_sha256(folder / name) != config.pop(key):
                 raise ValueError(f"{name} is not as it was written")
-        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"), assign=True)
+        state = safetensors.torch.load_file(folder / "model.safetensors")
+        state = {name: tensor.clone() for name, tensor in state.items()}  # in aligned memory, not in the file
+        model.load_state_dict(state, assign=True)
         model.tokenizer, model.record = Tokenizer.from_file(str(folder / "tokenizer.json")), config
     device = pick_device(device)
-    model.compute_dtype = pick_dtype(dtype, device)
+    model.encoder.to(pick_dtype(dtype, device))
     return model.to(device).eval()
 
 
@@ -1135,6 +1157,7 @@ class Parser(argparse.ArgumentParser):
 def run_script(main):
     """Call main(); a user's mistake is one line on stderr and exit status 2, Ctrl-C 130, a closed pipe a quiet 141."""
     sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal's encoding lacks a character
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's large tensors in huge pages: 7 % of a step on Linux
     try:
         main()
         sys.stdout.flush()

@@ -295,13 +295,27 @@ def test_each_dropout_acts_in_training_and_none_in_evaluation(tiny):
             outputs.append(model(**batch)[0]["mood"].tolist())
     assert all(output == outputs[0] for output in outputs[1::2])
     assert outputs[0] not in outputs[2::2]
-    seen = []
-    attention = torch.nn.functional.scaled_dot_product_attention
+    shapes, forward = Counter(), mtbert.Dropout.forward
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mtbert.F, "scaled_dot_product_attention", lambda *a, **k: seen.append(k["dropout_p"]) or attention(*a, **k))
+        patch.setattr(mtbert.Dropout, "forward", lambda self, x: shapes.update([x.ndim]) or forward(self, x))
         model.train()(**batch)
-        model.eval()(**batch)
-    assert seen == [0.5, 0.0, 0.0, 0.0]
+    assert shapes == {4: 2, 3: 5, 2: 1}  # of each layer's attention and two sums, of the embeddings, of what is pooled
+
+
+@pytest.mark.parametrize("p", [0.0, 0.001, 0.1, 0.5, 0.9])
+def test_dropout_keeps_the_promised_share_scaled_at_random_places(p):
+    dropout, x = mtbert.Dropout(p), torch.ones(1001, 999)
+    torch.manual_seed(0)
+    first, second = dropout(x), dropout(x)
+    for y in (first, second):
+        assert set(y.unique().tolist()) <= {0.0, torch.tensor(1 / (1 - p)).item()}
+        assert (y == 0).float().mean().item() == pytest.approx(p, abs=5 * (p * (1 - p) / 1e6) ** 0.5)
+        for axis in (0, 1):
+            assert ((y == 0).float().mean(axis).std() - (p * (1 - p) / 1000) ** 0.5).abs() < 0.002
+    both = ((first == 0) & (second == 0)).float().mean().item()
+    assert both == pytest.approx(p * p, abs=5 * (p * p / 1e6) ** 0.5)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), first) and torch.equal(dropout.eval()(x), x)
 
 
 def test_any_column_name_can_be_a_task(tiny):
@@ -729,7 +743,7 @@ def test_torchrun_restarts_a_killed_run_by_itself_and_predicts_as_one_process(sc
     subprocess.run([*TORCHRUN, HERE / "train.py", *flags], check=True, capture_output=True)
     whole = run_files(Path("run"))
     Path("run").rename("whole")
-    process = subprocess.Popen([*TORCHRUN, "--max-restarts=1", HERE / "train.py", *flags], stdout=subprocess.PIPE)
+    process = subprocess.Popen([*TORCHRUN, "--max-restarts=3", HERE / "train.py", *flags], stdout=subprocess.PIPE)
     log, killed = Path("run/log.jsonl"), 0
     while process.poll() is None and not killed:
         time.sleep(0.002)
@@ -740,8 +754,7 @@ def test_torchrun_restarts_a_killed_run_by_itself_and_predicts_as_one_process(sc
                     if here and b"RANK=1" in (path / "environ").read_bytes().split(b"\0"):
                         os.kill(int(path.name), signal.SIGKILL)
                         killed += 1
-    out = process.communicate()[0].decode()
-    print(out)
+    out = process.communicate(timeout=120)[0].decode()
     assert killed == 1 and process.returncode == 0 and out.count("saved in run") == 1
     assert run_files(Path("run")) == whole
 

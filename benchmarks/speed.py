@@ -1,68 +1,349 @@
-"""Training time of transformers' Trainer with default arguments and of train.py, alternating in one process.
+"""What people would use instead, and mtbert, side by side: training, prediction, one sentence.
 
 pip install -r benchmarks/requirements.txt
-python benchmarks/speed.py --rounds 3 --data train.jsonl --val dev.jsonl --tasks sentiment --epochs 1
+python benchmarks/speed.py --data train.jsonl --val dev.jsonl --test test.jsonl --tasks sentiment
+python benchmarks/speed.py ... --parts train --rounds 5 --train-rows 640
 
-Both take the same rows, encoder, batch size and epochs. Trainer's time is that of Trainer.train(), without evaluation;
-ours is that of mtbert.train(), with its evaluation of each epoch and its writing of the model.
+The contenders alternate in one process. Writes speed.json and speed.png to --out. All start from the same weights and
+take the same rows, in batches of 32; texts are tokenized beforehand in training, and within the time in prediction.
 """
 
+import subprocess
 import sys
 import tempfile
 import time
+import warnings
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 import transformers
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+HERE = Path(__file__).parent.parent
+sys.path.insert(0, str(HERE))
 import mtbert
 import train
 
+FOLDER = mtbert.find_encoder(mtbert.DEFAULT_ENCODER)[0]
+BATCH = 32
 
-def time_trainer(args, rows, task, folder):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(task.labels))
-    index = {label: i for i, label in enumerate(task.labels)}
-    labels = [index[row.labels[task.name]] for row in rows["train"]]
-    encoded = [tokenizer(row.text, truncation=True) | {"labels": label} for row, label in zip(rows["train"], labels, strict=True)]
-    settings = transformers.TrainingArguments(
-        tempfile.mkdtemp(), per_device_train_batch_size=args.batch_size, num_train_epochs=args.epochs, report_to="none"
-    )
+
+def load_mtbert(tasks):
+    encoder = mtbert.Encoder.from_pretrained(mtbert.DEFAULT_ENCODER)
+    tokenizer = mtbert.load_tokenizer(mtbert.DEFAULT_ENCODER, 512, encoder.config.vocab_size)
+    model = mtbert.MTBert(encoder, tasks, tokenizer)
+    model.compute_dtype = mtbert.pick_dtype("auto", torch.device("cpu"))
+    return model
+
+
+class Mean(nn.Module):
+    """transformers' BertModel with mean pooling and a linear head: what the prediction contenders compute."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.bert = transformers.AutoModel.from_pretrained(FOLDER, add_pooling_layer=False, attn_implementation="eager")
+        self.head = nn.Linear(384, len(heads.weight))
+        self.head.load_state_dict(heads.state_dict())
+
+    def forward(self, input_ids, attention_mask, token_type_ids):
+        hidden = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).last_hidden_state
+        mask = attention_mask[:, :, None].float()
+        return self.head((hidden * mask).sum(1) / mask.sum(1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training: each returns seconds for one epoch over the rows
+
+
+def train_notebook(rows, task):
+    """The loop of the notebooks: every text padded to 128, float32, plain AdamW, random batches."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
+    encoded = tokenizer([row.text for row in rows], truncation=True, max_length=128, padding="max_length", return_tensors="pt")
+    labels = torch.tensor([task.labels.index(row.labels[task.name]) for row in rows])
+    bert = transformers.BertModel.from_pretrained(FOLDER).train()
+    head, dropout = nn.Linear(384, len(task.labels)), nn.Dropout(0.1)
+    optimizer = torch.optim.AdamW([*bert.parameters(), *head.parameters()], lr=2e-5)
+    start = time.perf_counter()
+    for batch in torch.randperm(len(rows)).split(BATCH):
+        output = bert(**{name: values[batch] for name, values in encoded.items()})
+        loss = F.cross_entropy(head(dropout(output.pooler_output)), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return time.perf_counter() - start
+
+
+def train_trainer(rows, task, **settings):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=len(task.labels))
+    encoded = [tokenizer(row.text, truncation=True) | {"labels": task.labels.index(row.labels[task.name])} for row in rows]
+    arguments = transformers.TrainingArguments(
+        tempfile.mkdtemp(), per_device_train_batch_size=BATCH, num_train_epochs=1, report_to="none", save_strategy="no",
+        disable_tqdm=True, **settings,
+    )  # fmt: skip
     collator = transformers.DataCollatorWithPadding(tokenizer)
-    trainer = transformers.Trainer(model, settings, train_dataset=encoded, data_collator=collator)
+    trainer = transformers.Trainer(model, arguments, train_dataset=encoded, data_collator=collator)
     start = time.perf_counter()
     trainer.train()
     return time.perf_counter() - start
 
 
-def time_mtbert(args, rows, task):
-    encoder = mtbert.Encoder.from_pretrained(args.encoder, args.dropout)
-    tokenizer = mtbert.load_tokenizer(args.encoder, encoder.config.max_length, encoder.config.vocab_size)
-    data = {split: mtbert.encode(tokenizer, part, [task]) for split, part in rows.items()}
-    model = mtbert.MTBert(encoder, [task], tokenizer, args.pooling, args.dropout)
-    model.compute_dtype = mtbert.pick_dtype(args.dtype, torch.device("cpu"))
+def train_best_trainer(rows, task):
+    return train_trainer(rows, task, use_cpu=True, bf16=True, train_sampling_strategy="group_by_length", optim="adamw_torch_fused")
+
+
+def train_mtbert(rows, *tasks):
+    """Seconds in training steps: without the evaluation and the snapshot at the end of the epoch."""
+    model = load_mtbert(tasks)
+    data = {"train": mtbert.encode(model.tokenizer, rows, tasks), "validation": mtbert.encode(model.tokenizer, rows[:32], tasks)}
+    return mtbert.train(model, data, train.parse_args(["--epochs", "1"]), tempfile.mkdtemp())[2]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prediction: each returns a function of texts, to be timed, that gives the class of each
+
+
+def predict_pipeline(model, texts):
+    """transformers' pipeline, at the best of four batch sizes; it pads each batch to its longest text."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=3)
+    pipeline = transformers.pipeline("text-classification", theirs, tokenizer=tokenizer)
+    times = {}
+    for size in (1, 8, 32, 128):
+        start = time.perf_counter()
+        pipeline(texts[:256], batch_size=size)
+        times[size] = time.perf_counter() - start
+    best = min(times, key=times.get)
+    print(f"pipeline: the best batch size is {best}: {times}")
+    return lambda texts: pipeline(texts, batch_size=best) and None  # its head is another: no classes to compare
+
+
+def predict_sentence_transformers(model, texts):
+    from sentence_transformers import SentenceTransformer
+
+    theirs, head = SentenceTransformer(str(FOLDER), device="cpu"), model.heads["head_sentiment"]
+    theirs[-1] = nn.Identity() if type(theirs[-1]).__name__ == "Normalize" else theirs[-1]
+
+    @torch.inference_mode()
+    def run(texts):
+        return head(theirs.encode(texts, batch_size=BATCH, convert_to_tensor=True)).argmax(1).numpy()
+
+    return run
+
+
+def predict_onnx(model, texts, int8=False):
+    """ONNX Runtime, its own optimizer for BERT, batches by length as ours."""
+    import onnx
+    import onnxruntime
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    path = f"{tempfile.mkdtemp()}/model.onnx"
+    example = torch.ones(2, 8, dtype=torch.long)
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    axes = {name: {0: "batch", 1: "tokens"} for name in names} | {"logits": {0: "batch"}}
+    torch.onnx.export(
+        Mean(model.heads["head_sentiment"]).eval(), (example,) * 3, path, input_names=names, output_names=["logits"],
+        dynamic_axes=axes, opset_version=17, dynamo=False,
+    )  # fmt: skip
+    optimize_model(path, model_type="bert", num_heads=12, hidden_size=384).save_model_to_file(path)
+    if int8:
+        quantize_dynamic(path, path, extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT})
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    config = model.encoder.config
+
+    def run(texts):
+        data = mtbert.encode(model.tokenizer, [mtbert.Row("", text, None, {}) for text in texts])
+        classes, order = np.empty(len(texts), int), np.argsort(data.lengths, kind="stable")[::-1]
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            batch = mtbert.collate(data, rows, config, "cpu")
+            classes[rows] = session.run(["logits"], {name: batch[name].long().numpy() for name in names})[0].argmax(1)
+        return classes
+
+    return run
+
+
+def predict_mtbert(model, texts, dtype="auto"):
+    def run(texts):
+        model.compute_dtype = mtbert.pick_dtype(dtype, torch.device("cpu"))
+        data = mtbert.encode(model.tokenizer, [mtbert.Row("", text, None, {}) for text in texts])
+        return mtbert.compute_logits(model, data)["sentiment"].argmax(1)
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The limit, and one sentence
+
+
+def matmul_rate(dtype, tokens=1024, seconds=2.0):
+    """Floating-point operations a second of the plain matrix products of a layer, on batches as mtbert computes them."""
+    shapes = [(384, 1152), (384, 384), (384, 1536), (1536, 384)]
+    pairs = [(torch.randn(tokens, i, dtype=dtype), torch.randn(o, i, dtype=dtype)) for i, o in shapes]
+    done, start = 0, time.perf_counter()
+    with torch.inference_mode():
+        while time.perf_counter() - start < seconds:
+            for x, w in pairs:
+                F.linear(x, w)
+                done += 2 * x.numel() * len(w)
+    return done / (time.perf_counter() - start)
+
+
+def whole_process(command):
     start = time.perf_counter()
-    mtbert.train(model, data, args, tempfile.mkdtemp())
+    subprocess.run(command, check=True, capture_output=True, cwd=HERE)
     return time.perf_counter() - start
 
 
+def save_model(model, folder):
+    mtbert.save(model, folder)
+    mtbert.write(folder / "metrics.json", {})
+    heads = transformers.AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=3)
+    heads.save_pretrained(folder / "theirs")
+    transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(folder / "theirs")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def alternate(contenders, rounds):
+    """{name: function} -> {name: [seconds of each round]}."""
+    seconds = {name: [] for name in contenders}
+    for i in range(rounds):
+        for name, run in contenders.items():
+            with redirect_stdout(StringIO()):
+                seconds[name].append(run())
+            print(f"round {i + 1}/{rounds}  {name:40}{seconds[name][-1]:8.2f} s", flush=True)
+    return seconds
+
+
+def timed(run, *arguments):
+    def time_it():
+        start = time.perf_counter()
+        run(*arguments)
+        return time.perf_counter() - start
+
+    return time_it
+
+
+def draw(result, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    parts = [part for part in ("train", "predict", "one") if part in result]
+    figure, axes = plt.subplots(len(parts), 1, figsize=(9, 0.6 + 2.9 * len(parts)), squeeze=False, layout="constrained")
+    titles = {"train": "Training: rows per second", "predict": "Prediction: sentences per second", "one": "One sentence, whole process: seconds"}
+    for axis, part in zip(axes[:, 0], parts, strict=True):
+        entry = result[part]
+        rates = {n: np.array(s) if part == "one" else entry["rows"] / np.array(s) for n, s in entry["seconds"].items()}
+        names, medians = list(rates), [np.median(rate) for rate in rates.values()]
+        spread = [[m - r.min() for m, r in zip(medians, rates.values(), strict=True)], [r.max() - m for m, r in zip(medians, rates.values(), strict=True)]]
+        colors = ["#0072B2" if "mtbert" in name or "predict.py" in name else "#999999" for name in names]
+        axis.barh(names, medians, xerr=spread, color=colors, capsize=3)
+        for i, m in enumerate(medians):
+            axis.text(m + spread[1][i], i, f"  {m:.1f}", va="center", fontsize=9)
+        for dtype, style in (("bfloat16", "--"), ("float32", ":")):
+            if part != "one":
+                limit = entry["rows"] * result["matmul"][dtype] / entry["flops"]
+                axis.axvline(limit, color="#D55E00", linestyle=style, label=f"matrix products alone, {dtype}")
+        if part != "one":
+            axis.legend(fontsize=8, loc="lower right")
+        axis.set_xlim(0, axis.get_xlim()[1] * 1.12)
+        axis.invert_yaxis()
+        axis.set_title(titles[part], loc="left", fontsize=11)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
 def main():
-    if "--rounds" not in sys.argv[1:2]:
-        raise mtbert.InputError("usage: speed.py --rounds N [flags of train.py]")
-    rounds, args = int(sys.argv[2]), train.parse_args(sys.argv[3:])
-    [task], rows = mtbert.read_data(args.data, args.val, args.test, args.tasks, False, args.text_column, args.seed)
-    folder = mtbert.find_encoder(args.encoder)[0]
-    trainer, ours = [], []
-    for _ in range(rounds):
-        trainer.append(time_trainer(args, rows, task, folder))
-        ours.append(time_mtbert(args, rows, task))
-        print(f"Trainer {trainer[-1]:.1f} s, mtbert {ours[-1]:.1f} s", flush=True)
-    ratio = np.median(np.array(ours) / np.array(trainer))
-    count = args.epochs * len(rows["train"])
-    print(f"median: Trainer {count / np.median(trainer):.1f} rows/s, mtbert {count / np.median(ours):.1f} rows/s, ", end="")
-    print(f"mtbert takes {ratio:.1%} of the time")
+    parser = mtbert.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", required=True)
+    parser.add_argument("--val", nargs="+", default=[])
+    parser.add_argument("--test", nargs="+", default=[])
+    parser.add_argument("--tasks", nargs=1, default=["sentiment"])
+    parser.add_argument("--parts", nargs="+", choices=("train", "predict", "one"), default=["train", "predict", "one"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--train-rows", type=int, default=640)
+    parser.add_argument("--predict-rows", type=int, default=10000)
+    parser.add_argument("--out", type=Path, default=Path("runs/speed"))
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    [task], rows = mtbert.read_data(args.data, args.val, args.test, args.tasks)
+    everything = [row for part in rows.values() for row in part]
+    rng = np.random.default_rng(0)
+    some = [rows["train"][i] for i in rng.permutation(len(rows["train"]))[: args.train_rows]]
+    texts = [everything[i].text for i in rng.permutation(len(everything))[: args.predict_rows]]
+    model = load_mtbert([task])
+    inner = sum(p.numel() for n, p in model.encoder.named_parameters() if "layers." in n)
+    result = {"matmul": {}, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    for name in ("float32", "bfloat16"):
+        result["matmul"][name] = float(np.median([matmul_rate(getattr(torch, name)) for _ in range(5)]))
+        print(f"matrix products, {name}: {result['matmul'][name] / 1e9:.0f} GFLOP/s", flush=True)
+
+    def tokens(texts):
+        return int(mtbert.encode(model.tokenizer, [mtbert.Row("", text, None, {}) for text in texts]).lengths.sum())
+
+    if "train" in args.parts:
+        second = mtbert.Task("second", [0, 1], [1, 1], {"0": "0", "1": "1"})
+        two = [row._replace(labels=row.labels | {"second": i % 2}) for i, row in enumerate(some)]
+        seconds = alternate({
+            "notebooks: padded to 128, float32": lambda: train_notebook(some, task),
+            "Trainer, default arguments": lambda: train_trainer(some, task),
+            "Trainer, bfloat16, by length, fused": lambda: train_best_trainer(some, task),
+            "mtbert": lambda: train_mtbert(some, task),
+            "mtbert, two tasks": lambda: train_mtbert(two, task, second),
+        }, args.rounds)  # fmt: skip
+        result["train"] = {"rows": len(some), "flops": 6 * inner * tokens([row.text for row in some]), "seconds": seconds}
+    if "predict" in args.parts:
+        second = mtbert.MTBert(model.encoder, [task, mtbert.Task("second", [0, 1], [1, 1])], model.tokenizer).eval()
+        runs = {
+            "transformers' pipeline": predict_pipeline(model, texts),
+            "sentence-transformers and a head": predict_sentence_transformers(model, texts),
+            "ONNX Runtime, float32": predict_onnx(model, texts),
+            "ONNX Runtime, dynamic int8": predict_onnx(model, texts, int8=True),
+            "mtbert, float32": predict_mtbert(model, texts, "float32"),
+            "mtbert": predict_mtbert(model, texts),
+            "mtbert, two tasks": predict_mtbert(second, texts),
+        }
+        for run in runs.values():
+            run(texts[:512])
+        seconds = alternate({name: timed(run, texts) for name, run in runs.items()}, min(args.rounds, 3))
+        result["predict"] = {"rows": len(texts), "flops": 2 * inner * tokens(texts), "seconds": seconds}
+    if "one" in args.parts:
+        folder = Path(tempfile.mkdtemp())
+        save_model(model, folder)
+        pipeline = "import transformers; print(transformers.pipeline('text-classification', '{}')('great movie'))"
+        commands = {
+            "transformers' pipeline": ["-c", pipeline.format(folder / "theirs")],
+            "predict.py": ["predict.py", "--model", str(folder), "great movie"],
+            "import torch": ["-c", "import torch"],
+        }
+        one = {name: lambda command=command: whole_process([sys.executable, *command]) for name, command in commands.items()}
+        result["one"] = {"seconds": alternate(one, args.rounds)}
+
+    for part in args.parts:
+        entry = result[part]
+        reference = np.array(entry["seconds"]["predict.py" if part == "one" else "mtbert"])
+        print(f"\n{part:40}{'median':>10}{'min':>10}{'max':>10}{'time of mtbert / its':>22}{'of the limit':>14}")
+        for name, seconds in entry["seconds"].items():
+            values = np.array(seconds) if part == "one" else entry["rows"] / np.array(seconds)
+            ratio = np.median(reference / np.array(seconds))
+            print(f"{name:40}{np.median(values):10.2f}{values.min():10.2f}{values.max():10.2f}{ratio:22.3f}", end="")
+            fp32 = "float32" in name or "default" in name or "transformers" in name
+            limit = result["matmul"]["float32" if fp32 else "bfloat16"]
+            print("" if part == "one" else f"{entry['flops'] / np.median(seconds) / limit:14.1%}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    mtbert.write(args.out / "speed.json", result)
+    draw(result, args.out / "speed.png")
 
 
 if __name__ == "__main__":
