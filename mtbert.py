@@ -769,6 +769,29 @@ def stop_signals():
             signal.signal(number, handler)
 
 
+def backward(model, data, rows, weights, accumulate):
+    """Compute the gradient of the batch `rows` -> {task: loss}, of this process's share of the rows.
+
+    `model` is an MTBert, or it in a DistributedDataParallel, which takes the mean over the processes. The share is
+    computed in `accumulate` parts, or on a processor in as many as bound the memory of long texts, at equal speed.
+    """
+    mtbert = getattr(model, "module", model)
+    device = mtbert.heads[head(mtbert.tasks[0])].weight.device
+    mine, size = rows[RANK::PROCESSES], len(rows)
+    if not len(mine):  # fewer rows than processes: take part, but count for nothing
+        mine, size = rows[:1], math.inf
+    if device.type == "cpu":
+        accumulate = max(accumulate, math.ceil(len(mine) * data.lengths[mine].max() / CPU_TOKENS))
+    parts, losses = np.array_split(mine, min(accumulate, len(mine))), Counter()
+    for part in parts:
+        with nullcontext() if part is parts[-1] or PROCESSES == 1 else model.no_sync():
+            _, loss = model(**collate(data, part, mtbert.encoder.config, device))
+            share = len(part) / size
+            (PROCESSES * share * sum(weights[name] * loss[name] for name in loss)).backward()
+        losses.update({name: share * value.item() for name, value in loss.items()})
+    return losses
+
+
 def train(model, data, args, folder):
     """Train on data["train"] with the flags of train.py, from the folder's snapshot on where there is one.
 
@@ -776,8 +799,7 @@ def train(model, data, args, folder):
     metrics, seconds spent in training steps. Best is the highest mean over tasks of macro-F1 or Pearson. Raises
     InputError when a loss is not finite, KeyboardInterrupt(exit status, what to do) once stopped by a signal.
 
-    Of several processes each computes the gradient of its share of a batch, and DistributedDataParallel sums them up:
-    every process takes the steps that one alone would take.
+    Of several processes each computes its share of a gradient, and all take the steps that one alone would take.
     """
     from transformers import get_linear_schedule_with_warmup
 
@@ -791,7 +813,6 @@ def train(model, data, args, folder):
     optimizer = torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"))
     steps = args.epochs * math.ceil(size / args.batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * steps), steps)
-
     parallel = nn.parallel.DistributedDataParallel(model) if PROCESSES > 1 else model
 
     # All that the rest of the run depends on, with the weights: randomness is a function of seed, epoch and step alone.
@@ -829,19 +850,7 @@ def train(model, data, args, folder):
             model.train()
             for rows in batches[at["batch"] :]:
                 torch.manual_seed(np.random.default_rng([args.seed, RANK, at["step"]]).integers(2**63))  # for dropout
-                mine, parts = rows[RANK::PROCESSES], args.accumulate
-                mine, whole = (mine, len(rows)) if len(mine) else (rows[:1], math.inf)  # fewer rows than processes
-                if device.type == "cpu":  # bounds the memory of long texts, at equal speed
-                    parts = max(parts, math.ceil(len(mine) * data["train"].lengths[mine].max() / CPU_TOKENS))
-                parts = np.array_split(mine, min(parts, len(mine)))
-                losses = Counter()
-                for part in parts:
-                    with nullcontext() if part is parts[-1] or PROCESSES == 1 else parallel.no_sync():
-                        _, loss = parallel(**collate(data["train"], part, model.encoder.config, device))
-                        share = len(part) / whole
-                        total = sum(weights[name] * loss[name] for name in loss)
-                        (PROCESSES * share * total).backward()  # the mean over processes is taken
-                    losses.update({name: share * value.item() for name, value in loss.items()})
+                losses = backward(parallel, data["train"], rows, weights, args.accumulate)
                 sums = torch.tensor([*losses.values(), bool(stopped)], dtype=torch.float64)
                 *sums, stop = sum_over_processes(sums, device).tolist()
                 losses = dict(zip(losses, sums, strict=True))
