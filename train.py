@@ -178,25 +178,12 @@ def print_examples(model, rows):
             print(f"    {printable(task.name)}: {mtbert.describe(prediction[task.name])} (gold: {gold})")
 
 
-def main():
-    args = parse_args(sys.argv[1:])
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and not (args.out or args.resume):
-        raise InputError("torchrun --max-restarts needs --out FOLDER, to find the run that it shall go on with")
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and args.out and (Path(args.out) / "config.json").exists():
-        args = parse_args([*sys.argv[1:], "--resume", args.out])
-    device = mtbert.pick_device(args.device)
-    mtbert.join_processes(device)
-    if args.resume and (Path(args.resume) / "metrics.json").exists():
-        discard_snapshot(Path(args.resume))  # where the run was stopped between the two
-        print(f"the run in {args.resume} is finished")
-        return
-    data_sha256 = {path: mtbert.file_sha256(path) for path in args.data + args.val + args.test}
-    if args.resume:
-        for path, digest in read_config(args.resume)["data_sha256"].items():
-            if data_sha256[path] != digest:
-                raise InputError(f"{path} has changed since the run in {args.resume} began")
-    elif mtbert.RANK == 0:
-        check_folder(args)
+def prepare(args, device):
+    """Read the rows, load the encoder, and say what there is -> the model, its rows, the same as Datasets."""
+    sha256 = {path: mtbert.file_sha256(path) for path in args.data + args.val + args.test}
+    for path, digest in read_config(args.resume)["data_sha256"].items() if args.resume else ():
+        if sha256[path] != digest:
+            raise InputError(f"{path} has changed since the run in {args.resume} began")
     all_tasks = mtbert.VARIANTS[args.variant]["all_tasks"]
     tasks, rows = mtbert.read_data(args.data, args.val, args.test, args.tasks, all_tasks, args.text_column, args.seed)
     if unknown := set(args.task_weights) - {task.name for task in tasks}:
@@ -227,32 +214,17 @@ def main():
     model.compute_dtype = mtbert.pick_dtype(args.dtype, device)
     if args.compile:
         model.compile(dynamic=True)
+    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "scikit-learn")}
     model.record = {
         "flags": vars(args),
         "encoder_source": encoder.source,
-        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "scikit-learn")}
-        | {"processes": mtbert.PROCESSES, "threads": torch.get_num_threads()},
-        "data_sha256": data_sha256,
+        "versions": versions | {"processes": mtbert.PROCESSES, "threads": torch.get_num_threads()},
+        "data_sha256": sha256,
     }
-    first = mtbert.RANK == 0
-    folder = mtbert.from_rank_0(Path(args.resume) if args.resume else make_folder(args) if first else None)
-    try:
-        with mtbert.locked(folder / "run.lock", folder) if first else contextlib.nullcontext():
-            if first:
-                start_run(args, folder, model)
-            mtbert.from_rank_0(None)  # the others wait
-            run(args, folder, model, data, rows)
-    except KeyboardInterrupt as stop:
-        how = f"interrupted; go on with: python train.py --resume {folder}"
-        raise KeyboardInterrupt(*(stop.args or (130, how))) from None
-    except RuntimeError as error:
-        if mtbert.PROCESSES == 1:
-            raise
-        reason = str(error).splitlines()[0]
-        raise InputError(f"one of the processes ended or failed; go on with --resume {folder} ({reason})") from error
+    return model, rows, data
 
 
-def run(args, folder, model, data, rows):
+def run(args, folder, model, rows, data):
     """Train, keep the best epoch, and test it."""
     print(f"run: {folder}")
     best, validation, seconds = mtbert.train(model, data, args, folder)
@@ -274,6 +246,40 @@ def run(args, folder, model, data, rows):
         mtbert.write(folder / "metrics.json", result)
         discard_snapshot(folder)
     print(f"\ntrained in {seconds:.1f} s ({speed:.0f} examples per second), saved in {folder}")
+
+
+def main():
+    args = parse_args(sys.argv[1:])
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and not (args.out or args.resume):
+        raise InputError("torchrun --max-restarts needs --out FOLDER, to find the run that it shall go on with")
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and args.out and (Path(args.out) / "config.json").exists():
+        args = parse_args([*sys.argv[1:], "--resume", args.out])
+    device = mtbert.pick_device(args.device)
+    mtbert.join_processes(device)
+    first = mtbert.RANK == 0  # of the processes; it alone writes
+    if args.resume and (Path(args.resume) / "metrics.json").exists():
+        print(f"the run in {args.resume} is finished")
+        if first:
+            discard_snapshot(Path(args.resume))  # where the run was stopped between the two
+        return
+    if first and not args.resume:
+        check_folder(args)
+    model, rows, data = prepare(args, device)
+    folder = mtbert.from_rank_0(Path(args.resume) if args.resume else make_folder(args) if first else None)
+    try:
+        with mtbert.locked(folder / "run.lock", folder) if first else contextlib.nullcontext():
+            if first:
+                start_run(args, folder, model)
+            mtbert.from_rank_0(None)  # the others wait
+            run(args, folder, model, rows, data)
+    except KeyboardInterrupt as stop:
+        how = f"interrupted; go on with: python train.py --resume {folder}"
+        raise KeyboardInterrupt(*(stop.args or (130, how))) from None
+    except RuntimeError as error:
+        if mtbert.PROCESSES == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        raise InputError(f"one of the processes ended or failed; go on with --resume {folder} ({reason})") from error
 
 
 if __name__ == "__main__":
