@@ -260,7 +260,8 @@ def main():
     if args.resume and (Path(args.resume) / "metrics.json").exists():
         print(f"the run in {args.resume} is finished")
         if first:
-            discard_snapshot(Path(args.resume))  # where the run was stopped between the two
+            with mtbert.locked(Path(args.resume) / "run.lock", args.resume):
+                discard_snapshot(Path(args.resume))  # where the run was killed between the two
         return
     if first and not args.resume:
         check_folder(args)
