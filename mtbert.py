@@ -346,8 +346,11 @@ def encode(tokenizer, rows, tasks=()):
         for row, encoding in zip(chunk, tokenizer.encode_batch_fast(texts), strict=True):
             if len(encoding.ids) <= tokenizer.num_special_tokens_to_add(row.text_pair is not None):
                 raise InputError(f"{row.where}: no token is left of the text {row.text[:40]!r}")
-            input_ids.extend(encoding.ids)
-            token_type_ids.extend(encoding.type_ids)
+            try:
+                input_ids.extend(encoding.ids)
+                token_type_ids.extend(encoding.type_ids)
+            except (ValueError, OverflowError):
+                raise InputError("the tokenizer does not fit the encoder") from None
             offsets.append(len(input_ids))
             cut += bool(encoding.overflowing)
     labels = {}
@@ -753,15 +756,19 @@ def pick_dtype(name, device):
 
 @contextmanager
 def stop_signals():
-    """A list that gets the number of the first SIGINT (Ctrl-C) or SIGTERM; the second raises KeyboardInterrupt."""
+    """A list that gets the number of the first SIGINT (Ctrl-C) or SIGTERM; the second raises KeyboardInterrupt.
+
+    Under torchrun, which passes on what the terminal has sent to all processes already, the second does nothing.
+    """
     received = []
 
     def receive(number, _):
-        if received and PROCESSES == 1:  # torchrun passes on what the terminal has sent to all already
-            raise KeyboardInterrupt
+        if received and PROCESSES == 1:
+            raise KeyboardInterrupt(128 + number, "interrupted")
         received.append(number)
 
-    former = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]  # as behind nohup
+    former = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield received
     finally:
@@ -775,8 +782,8 @@ def backward(model, data, rows, weights, accumulate):
     `model` is an MTBert, or it in a DistributedDataParallel, which takes the mean over the processes. The share is
     computed in `accumulate` parts, or on a processor in as many as bound the memory of long texts, at equal speed.
     """
-    mtbert = getattr(model, "module", model)
-    device = mtbert.heads[head(mtbert.tasks[0])].weight.device
+    inner = getattr(model, "module", model)
+    device = next(inner.parameters()).device
     mine, size = rows[RANK::PROCESSES], len(rows)
     if not len(mine):  # fewer rows than processes: take part, but count for nothing
         mine, size = rows[:1], math.inf
@@ -785,7 +792,7 @@ def backward(model, data, rows, weights, accumulate):
     parts, losses = np.array_split(mine, min(accumulate, len(mine))), Counter()
     for part in parts:
         with nullcontext() if part is parts[-1] or PROCESSES == 1 else model.no_sync():
-            _, loss = model(**collate(data, part, mtbert.encoder.config, device))
+            _, loss = model(**collate(data, part, inner.encoder.config, device))
             share = len(part) / size
             (PROCESSES * share * sum(weights[name] * loss[name] for name in loss)).backward()
         losses.update({name: share * value.item() for name, value in loss.items()})
@@ -825,7 +832,8 @@ def train(model, data, args, folder):
                 part.load_state_dict(values)
             best = state["best"]
 
-    with open(Path(folder) / "log.jsonl" if RANK == 0 else os.devnull, "a", 1) as log, stop_signals() as stopped:
+    path = Path(folder) / "log.jsonl" if RANK == 0 else os.devnull
+    with naming(path), open(path, "a", buffering=1) as log, stop_signals() as stopped:
         if RANK == 0:
             if os.fstat(log.fileno()).st_size < at["log"]:
                 raise InputError(f"{log.name} is shorter than it was")
@@ -970,6 +978,7 @@ def locked(lock_file, what):
     from filelock import FileLock, Timeout
 
     lock = FileLock(lock_file, blocking=False)
+    Path(lock_file).touch()  # raises what FileLock would take for a lock
     try:
         lock.acquire()
     except Timeout:
@@ -983,22 +992,40 @@ def locked(lock_file, what):
 
 
 @contextmanager
+def naming(path):
+    """Name the file in an OSError that does not, such as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+LEFTOVERS = ("*.partial", ".tmp??????")  # of a write that was killed: ours, safetensors' own
+
+
+def remove(folder, *patterns):
+    for pattern in patterns:
+        for path in Path(folder).glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
 def replacing(path):
     """A path beside `path` to write to; then that file takes its place, whole and flushed to disk, or not at all."""
     beside = Path(f"{path}.partial")
     try:
-        beside.touch()
-        mode = beside.stat().st_mode
-        yield beside
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        beside.chmod(mode)  # safetensors makes it private
-        os.replace(beside, path)
-    except BaseException as error:
+        with naming(path):
+            beside.touch()
+            mode = beside.stat().st_mode
+            yield beside
+            with open(beside, "rb+") as file:
+                os.fsync(file.fileno())
+            beside.chmod(mode)  # safetensors makes it private
+            os.replace(beside, path)
+    except BaseException:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # a failed write does not say of which file
         raise
 
 
@@ -1039,6 +1066,8 @@ def save(model, folder, finished=True):
     With `finished=False` all but the weights: what there is of a run at its start.
     """
     folder, config = Path(folder), describe_model(model)
+    if any(tensor.dtype != torch.float32 for tensor in model.parameters()):
+        raise InputError('a model is saved in float32; load it with dtype="float32"')
     write(folder / "tokenizer.json", model.tokenizer.to_str().encode())
     if finished:
         path = folder / "model.safetensors"
@@ -1080,6 +1109,9 @@ def load(folder, device="auto", dtype="auto"):
         state = {name: tensor.clone() for name, tensor in state.items()}  # in aligned memory, not in the file
         model.load_state_dict(state, assign=True)
         model.tokenizer, model.record = Tokenizer.from_file(str(folder / "tokenizer.json")), config
+        max_length = (model.tokenizer.truncation or {}).get("max_length", encoder_config.max_length)
+        model.tokenizer.enable_truncation(min(max_length, encoder_config.max_length))
+        model.tokenizer.no_padding()
     device = pick_device(device)
     model.encoder.to(pick_dtype(dtype, device))
     return model.to(device).eval()
@@ -1118,7 +1150,7 @@ def predict(model, texts):
     """
     if isinstance(texts, str):
         raise InputError("predict takes a list of texts")
-    pairs = [(text, None) if isinstance(text, str) else text for text in texts]
+    pairs = [text if isinstance(text, (tuple, list)) and len(text) == 2 else (text, None) for text in texts]
     rows = [parse_row(f"text {i}", {"text": text, "text_pair": pair}) for i, (text, pair) in enumerate(pairs, 1)]
     return predict_encoded(model, encode(model.tokenizer, rows))
 
@@ -1163,6 +1195,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help")
 
 
+def say(message):
+    """Print a line on standard error, once a machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        where = f"rank {RANK}: " if RANK else ""
+        print(f"{Path(sys.argv[0]).name}: {where}{message}", file=sys.stderr)
+
+
 def run_script(main):
     """Call main(); a user's mistake is one line on stderr and exit status 2, Ctrl-C 130, a closed pipe a quiet 141."""
     sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal's encoding lacks a character
@@ -1170,18 +1209,20 @@ def run_script(main):
     try:
         main()
         sys.stdout.flush()
-    except (InputError, OSError) as error:
+    except (InputError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError):
+            if PROCESSES == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            error = f"another process of this run ended or failed ({str(error).splitlines()[0]})"
         name = getattr(error, "filename", "")
-        if name is None:  # standard output: a full disk or a closed pipe, which the flush at exit would meet again
+        if name is None or isinstance(error, BrokenPipeError):  # standard output, which the flush at exit would meet
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             sys.exit(141)
         reason = f"{name}: {error.strerror}" if name else getattr(error, "strerror", None) or error
-        if RANK == 0:
-            print(f"{Path(sys.argv[0]).name}: error: {printable(str(reason))}", file=sys.stderr)
+        say(f"error: {printable(str(reason))}")
         sys.exit(2)
     except KeyboardInterrupt as stop:
         status, how = stop.args or (130, "interrupted")
-        if RANK == 0:
-            print(f"{Path(sys.argv[0]).name}: {how}", file=sys.stderr)
+        say(how)
         sys.exit(status)

@@ -58,18 +58,19 @@ def output_file(path):
 def main():
     args = parse_args()
     mtbert.join_processes(mtbert.pick_device(args.device))
-    model = mtbert.load(args.model or newest_run(), args.device, args.dtype)
+    folder = args.model or mtbert.from_rank_0(newest_run() if mtbert.RANK == 0 else None)
+    model = mtbert.load(folder, args.device, args.dtype)
     if args.input:
         rows = mtbert.read_rows(args.input)
     else:
         rows = ((f"text {i}", None, {args.text_column: text}) for i, text in enumerate(args.texts, 1))
 
     as_json, cut = args.json or args.output, 0
-    output = Path(args.output or os.devnull).resolve()  # a link stays one
+    output = Path(args.output or os.devnull)
     if mtbert.RANK > 0:
         opened = open(os.devnull, "w")  # noqa: SIM115
     elif output.is_file() or not output.exists():
-        opened = output_file(output)
+        opened = output_file(output.resolve())  # a link stays one
     else:  # a pipe or a device, which cannot be replaced
         opened = open(output, "w") if args.output else nullcontext(sys.stdout)  # noqa: SIM115
     quiet = mtbert.RANK > 0 or (sys.stdout.isatty() and not args.output) or None  # no bar in the midst of a table
@@ -88,7 +89,7 @@ def main():
                     print(f"{text:60}", *(f"{mtbert.describe(p)[:20]:20}" for p in predictions.values()))
             cut += data.cut
             bar.update(len(window))
-    if cut:
+    if cut and mtbert.RANK == 0:
         print(f"{cut} texts are longer than the model's maximum and were cut", file=sys.stderr)
 
 

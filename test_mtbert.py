@@ -609,7 +609,7 @@ def test_a_second_signal_stops_at_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(mtbert, "collate", lambda *a: [os.kill(os.getpid(), signal.SIGINT) for _ in "12"])
     with pytest.raises(KeyboardInterrupt) as stop:
         train_tiny(tiny, tmp_path / "a")
-    assert stop.value.args == () and not (tmp_path / "a/snapshot.json").exists()
+    assert stop.value.args == (130, "interrupted") and not (tmp_path / "a/snapshot.json").exists()
 
 
 def test_a_write_that_fails_at_any_point_loses_nothing(tiny, tmp_path, monkeypatch):
@@ -645,10 +645,11 @@ def test_a_write_that_fails_at_any_point_loses_nothing(tiny, tmp_path, monkeypat
 
 
 def run_files(folder):
-    """What must be equal in two runs: all but the times."""
-    metrics = json.loads((folder / "metrics.json").read_text())
-    names = ("config.json", "tokenizer.json", "model.safetensors", "log.jsonl")
-    return [metrics["validation"], metrics["test"], *((folder / name).read_bytes() for name in names)]
+    """What must be equal in two runs: all but the times, and which torchrun began it."""
+    metrics, config = json.loads((folder / "metrics.json").read_text()), mtbert.read_record(folder / "config.json")
+    names = ("tokenizer.json", "model.safetensors", "log.jsonl")
+    contents = [(folder / name).read_bytes() for name in names]
+    return [metrics["validation"], metrics["test"], config | {"launcher": None}, *contents]
 
 
 def test_a_killed_run_resumes_to_the_same_files_and_guards_its_flags_and_data(script, tiny, tmp_path, monkeypatch):
@@ -687,7 +688,7 @@ def test_a_killed_run_resumes_to_the_same_files_and_guards_its_flags_and_data(sc
     assert status == 2 and "its training is not finished; go on with: python train.py --resume run" in err
     assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
 
-    for name in ("run.lock", "model.safetensors.partial"):
+    for name in ("run.lock", "model.safetensors.partial", ".tmpAbC123"):
         (Path("run") / name).write_text("left by a kill")
     status, _, err = script("train.py", "--resume", "run", "--save-every", "2")
     assert status == 0 and not err.strip()
@@ -819,6 +820,12 @@ def test_a_saved_model_loads_to_the_bit_without_package_or_transformers(tiny, tm
     assert mtbert.predict(loaded, texts) == mtbert.predict(model, texts)
 
 
+def test_a_model_in_bfloat16_is_not_saved_over_one_in_float32(finished, tmp_path):
+    with pytest.raises(InputError, match='load it with dtype="float32"'):
+        mtbert.save(mtbert.load(finished, dtype="bfloat16"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_predictions_come_in_order_whatever_the_lengths(finished):
     model = mtbert.load(finished, dtype="float32")
     texts = ["word " * (1 + i * 7 % 40) for i in range(100)] + [("a question", "an answer")]
@@ -887,6 +894,9 @@ def test_output_follows_a_link_and_writes_into_a_device(script, finished, tmp_pa
     (tmp_path / "target").write_text("former")
     (tmp_path / "link").symlink_to(tmp_path / "target")
     assert script("predict.py", "--model", finished, "great movie", "--output", tmp_path / "link")[0] == 0
+    piped = f"{sys.executable} {HERE}/predict.py --model {finished} 'great movie' --output /dev/stdout | cat"
+    result = subprocess.run(piped, shell=True, capture_output=True, text=True)
+    assert json.loads(result.stdout)["text"] == "great movie", result.stderr
     assert (tmp_path / "link").is_symlink() and json.loads((tmp_path / "target").read_text())["text"] == "great movie"
     assert script("predict.py", "--model", finished, "great movie", "--output", os.devnull)[0] == 0
     assert not Path(os.devnull).is_file()
@@ -974,18 +984,27 @@ def test_a_hostile_configuration_is_refused_in_milliseconds(finished, tmp_path):
 
 
 def test_a_hostile_tokenizer_is_refused(finished, tmp_path):
-    """Its SHA-256 is right, but its tokens are none of the encoder's, or more than it takes."""
+    """Its SHA-256 is right, but its tokens are none of the encoder's; too many are cut."""
     shutil.copytree(finished, tmp_path / "a")
     former, config = json.loads((finished / "tokenizer.json").read_text()), mtbert.read_record(finished / "config.json")
-    endless = former | {"truncation": None}
-    foreign = json.loads(json.dumps(former).replace('"ids": [101]', '"ids": [999999]').replace('"great": 2307', '"great": 31000'))
-    for tokenizer in (endless, foreign):
-        content = json.dumps(tokenizer).encode()
+
+    def predict(**changes):
+        content = json.dumps(former | changes).encode()
         (tmp_path / "a/tokenizer.json").write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
         mtbert.write_record(tmp_path / "a/config.json", config | {"tokenizer_sha256": digest})
+        return mtbert.predict(mtbert.load(tmp_path / "a"), ["great " * 100])
+
+    for ids in (31000, 2**31, 2**32 - 1):
         with pytest.raises(InputError, match="tokenizer does not fit"):
-            mtbert.predict(mtbert.load(tmp_path / "a"), ["great " * 100])
+            predict(model=former["model"] | {"vocab": former["model"]["vocab"] | {"great": ids}})
+    for kind in (7, 300):
+        typed = json.loads(json.dumps(former["post_processor"]).replace('"type_id": 0', f'"type_id": {kind}'))
+        with pytest.raises(InputError, match="tokenizer does not fit"):
+            predict(post_processor=typed)
+    expected = mtbert.predict(mtbert.load(finished), ["great " * 100])
+    for change in (None, former["truncation"] | {"stride": 64}, former["truncation"] | {"max_length": 10**9}):
+        assert predict(truncation=change) == expected
 
 
 @pytest.fixture(scope="session")
@@ -1255,6 +1274,8 @@ TRAIN_ERRORS = [
     ("--variant single --layer-decay 0.9", "--layer-decay is not used by --variant single"),
     ("--variant double", "invalid choice: 'double'"),
     ("--epoch 3", "unrecognized arguments: --epoch 3"),
+    ("--epochs 1" + "0" * 400, "argument --epochs: 1000"),
+    ("--resume full", "full: no run to resume"),
     ("--epochs 0", "argument --epochs: 0 is not between 1"),
     ("--lr nan", "argument --lr: nan is not between"),
     ("--dropout high", "argument --dropout: invalid float value: 'high'"),

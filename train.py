@@ -8,8 +8,8 @@ import argparse
 import contextlib
 import itertools
 import json
-import math
 import os
+import socket
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -22,11 +22,11 @@ from mtbert import InputError, printable
 SAMPLE = Path(__file__).parent / "sample_data.json"
 
 
-def number(kind, low, high=math.inf):
+def number(kind, low, high=sys.float_info.max):
     """An argparse type: an int or a float from `low` to `high`."""
 
     def parse(text):
-        if not (low <= kind(text) <= high and math.isfinite(kind(text))):
+        if not low <= kind(text) <= high:
             raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
         return kind(text)
 
@@ -74,7 +74,7 @@ def parse_args(argv):
     flag("--overwrite", action="store_true", help="let --out be a folder in use")
     args = parser.parse_args(argv)
     args.argv = argv  # config.json keeps it
-    if args.resume:
+    if args.resume is not None:
         args.argv = read_config(args.resume)["flags"]["argv"]
         stored, args = parser.parse_args(args.argv), parser.parse_args(args.argv + argv, args)
         for name, value in vars(stored).items():
@@ -98,21 +98,26 @@ def parse_args(argv):
 
 def read_config(folder):
     with mtbert.input_errors(f"{folder}: no run to resume"):
-        return mtbert.read_record(Path(folder) / "config.json")
+        config = mtbert.read_record(Path(folder) / "config.json")
+        if not all(isinstance(argument, str) for argument in config["flags"]["argv"]):
+            raise ValueError("its flags are damaged")
+        return config
 
 
 def check_folder(args):
     """Raises InputError if --out is in use."""
-    folder = Path(args.out or "runs")
+    folder = Path("runs" if args.out is None else args.out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; --out names a folder")
-    leftovers = ("run.lock", "config.json.partial", "tokenizer.json.partial", "tokenizer.json")  # killed at its start
-    if args.out and folder.exists() and not args.overwrite and {path.name for path in folder.iterdir()} - {*leftovers}:
-        raise InputError(f"--out {folder} is in use; name another folder, add --overwrite, or use --resume {folder}")
+    found = {path.name for path in folder.iterdir()} if folder.exists() and args.out is not None else set()
+    leftovers = {"run.lock", "config.json.partial", "tokenizer.json.partial", "tokenizer.json"}  # killed at its start
+    if found - leftovers and not args.overwrite:
+        resume = f", or go on with --resume {folder}" if "config.json" in found else ""
+        raise InputError(f"--out {folder} is in use; name another folder, or add --overwrite{resume}")
 
 
 def make_folder(args):
-    if args.out:
+    if args.out is not None:
         Path(args.out).mkdir(parents=True, exist_ok=True)
         return Path(args.out)
     for n in itertools.count(1):
@@ -122,34 +127,46 @@ def make_folder(args):
             return folder
 
 
-def start_run(args, folder, model):
-    """Begin a run in `folder`, which is ours alone; or check that the one to resume is what it was."""
-    if not args.resume:
-        check_folder(args)
-        for pattern in ("metrics.json", "config.json", "snapshot*", "model.safetensors", "log.jsonl", "*.partial"):
-            for path in folder.glob(pattern):
-                path.unlink()
-        mtbert.save(model, folder, finished=False)
-        return
-    then, now = read_config(folder), json.loads(json.dumps(mtbert.describe_model(model)))
+def launcher():
+    """What tells one call of torchrun from another, and is the same after a restart; None without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{socket.gethostname()}, process {os.getppid()}" if name == "none" else name
+
+
+def find_run(args, device):
+    """The folder to go on with: that of --resume or, where torchrun restarts its processes, of their first start."""
+    if args.resume is not None:
+        return Path(args.resume)
+    restarts = torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))  # each machine counts its own
+    restarted = mtbert.sum_over_processes(restarts, device) > 0
+    if mtbert.RANK == 0 and restarted and (Path(args.out) / "config.json").exists():
+        return Path(args.out) if read_config(args.out)["launcher"] == launcher() else None
+    return None
+
+
+def begin(args, folder, model):
+    """Begin a run in `folder`, which is ours alone."""
+    check_folder(args)
+    former = ("metrics.json", "config.json", "snapshot*", "model.safetensors", "log.jsonl")
+    mtbert.remove(folder, *former, *mtbert.LEFTOVERS)
+    mtbert.save(model, folder, finished=False)
+
+
+def check_same(then, folder, model):
+    """Raises InputError unless the run in `folder`, whose config.json said `then`, can go on with `model`."""
+    now = json.loads(json.dumps(mtbert.describe_model(model)))
     for key in ("encoder", "tasks", "pooling", "encoder_source", "tokenizer_sha256"):
         if then[key] != now[key]:
             raise InputError(f"{folder}: its {key} is not what it was when the run began: {now[key]}"[:300])
     if then["versions"] != now["versions"]:
         warn(f"the run began with {then['versions']}; now, with {now['versions']}, it will not repeat to the bit")
     model.record = {key: then[key] for key in model.record}
-    for path in folder.glob("*.partial"):
-        path.unlink()
-
-
-def discard_snapshot(folder):
-    for path in folder.glob("snapshot*"):
-        path.unlink()
+    mtbert.remove(folder, *mtbert.LEFTOVERS)
 
 
 def warn(message):
     if mtbert.RANK == 0:
-        print(f"train.py: warning: {printable(message)}", file=sys.stderr)
+        mtbert.say(f"warning: {printable(message)}")
 
 
 def print_metrics(tasks, metrics):
@@ -178,10 +195,13 @@ def print_examples(model, rows):
             print(f"    {printable(task.name)}: {mtbert.describe(prediction[task.name])} (gold: {gold})")
 
 
-def prepare(args, device):
-    """Read the rows, load the encoder, and say what there is -> the model, its rows, the same as Datasets."""
+def prepare(args, device, then):
+    """Read the rows, load the encoder, and say what there is -> the model, its rows, the same as Datasets.
+
+    `then` is the config.json of a run to resume, whose data must be the same still, or None.
+    """
     sha256 = {path: mtbert.file_sha256(path) for path in args.data + args.val + args.test}
-    for path, digest in read_config(args.resume)["data_sha256"].items() if args.resume else ():
+    for path, digest in zip(sha256, then["data_sha256"].values(), strict=True) if then else ():
         if sha256[path] != digest:
             raise InputError(f"{path} has changed since the run in {args.resume} began")
     all_tasks = mtbert.VARIANTS[args.variant]["all_tasks"]
@@ -206,7 +226,7 @@ def prepare(args, device):
         print(f"task {printable(task.name)}: {kind}, {count} labelled training rows")
     if cut := sum(part.cut for part in data.values()):
         print(f"{cut} texts are longer than {max_length} tokens and were cut")
-    for warning in mtbert.data_warnings(tasks, rows) if not args.resume else ():
+    for warning in mtbert.data_warnings(tasks, rows) if then is None else ():
         warn(warning)
 
     torch.manual_seed(args.seed)
@@ -220,6 +240,7 @@ def prepare(args, device):
         "encoder_source": encoder.source,
         "versions": versions | {"processes": mtbert.PROCESSES, "threads": torch.get_num_threads()},
         "data_sha256": sha256,
+        "launcher": launcher(),
     }
     return model, rows, data
 
@@ -244,43 +265,44 @@ def run(args, folder, model, rows, data):
     result = {"validation": validation, "test": test, "train_seconds": seconds, "examples_per_second": speed}
     if mtbert.RANK == 0:
         mtbert.write(folder / "metrics.json", result)
-        discard_snapshot(folder)
+        mtbert.remove(folder, "snapshot*")
     print(f"\ntrained in {seconds:.1f} s ({speed:.0f} examples per second), saved in {folder}")
 
 
 def main():
     args = parse_args(sys.argv[1:])
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and not (args.out or args.resume):
-        raise InputError("torchrun --max-restarts needs --out FOLDER, to find the run that it shall go on with")
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and args.out and (Path(args.out) / "config.json").exists():
-        args = parse_args([*sys.argv[1:], "--resume", args.out])
-    device = mtbert.pick_device(args.device)
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and args.resume is None and (not args.out or args.overwrite):
+        raise InputError("torchrun --max-restarts takes --out FOLDER, to find the run again, and no --overwrite")
+    device, first = mtbert.pick_device(args.device), mtbert.RANK == 0  # of the processes; it alone writes
     mtbert.join_processes(device)
-    first = mtbert.RANK == 0  # of the processes; it alone writes
-    if args.resume and (Path(args.resume) / "metrics.json").exists():
-        print(f"the run in {args.resume} is finished")
-        if first:
-            with mtbert.locked(Path(args.resume) / "run.lock", args.resume):
-                discard_snapshot(Path(args.resume))  # where the run was killed between the two
-        return
-    if first and not args.resume:
-        check_folder(args)
-    model, rows, data = prepare(args, device)
-    folder = mtbert.from_rank_0(Path(args.resume) if args.resume else make_folder(args) if first else None)
-    try:
-        with mtbert.locked(folder / "run.lock", folder) if first else contextlib.nullcontext():
-            if first:
-                start_run(args, folder, model)
-            mtbert.from_rank_0(None)  # the others wait
+    folder, then = mtbert.from_rank_0(find_run(args, device)), None
+    with contextlib.ExitStack() as held:
+        try:
+            if folder:
+                if first:
+                    held.enter_context(mtbert.locked(folder / "run.lock", folder))
+                if mtbert.from_rank_0((folder / "metrics.json").exists()):
+                    print(f"the run in {folder} is finished")
+                    if first:
+                        mtbert.remove(folder, "snapshot*")  # where the run was killed between the two
+                    return
+                args, then = parse_args(["--resume", str(folder)]), read_config(folder)
+            elif first:
+                check_folder(args)
+            model, rows, data = prepare(args, device, then)
+            if first and then:
+                check_same(then, folder, model)
+            elif first:
+                folder = make_folder(args)
+                held.enter_context(mtbert.locked(folder / "run.lock", folder))
+                begin(args, folder, model)
+            folder = mtbert.from_rank_0(folder)
             run(args, folder, model, rows, data)
-    except KeyboardInterrupt as stop:
-        how = f"interrupted; go on with: python train.py --resume {folder}"
-        raise KeyboardInterrupt(*(stop.args or (130, how))) from None
-    except RuntimeError as error:
-        if mtbert.PROCESSES == 1:
-            raise
-        reason = str(error).splitlines()[0]
-        raise InputError(f"one of the processes ended or failed; go on with --resume {folder} ({reason})") from error
+        except KeyboardInterrupt as stop:
+            status, how = stop.args or (130, "interrupted")
+            if folder and (folder / "config.json").exists() and "--resume" not in how:
+                how += f"; go on with: python train.py --resume {folder}"
+            raise KeyboardInterrupt(status, how) from None
 
 
 if __name__ == "__main__":
