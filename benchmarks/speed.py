@@ -8,6 +8,8 @@ The contenders alternate in one process. Writes speed.json and speed.png to --ou
 take the same rows, in batches of 32; texts are tokenized beforehand in training, and within the time in prediction.
 """
 
+import copy
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 import transformers
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as mtbert's scripts set it, here for all contenders
 HERE = Path(__file__).parent.parent
 sys.path.insert(0, str(HERE))
 import mtbert
@@ -169,8 +172,10 @@ def predict_onnx(model, texts, int8=False):
 
 
 def predict_mtbert(model, texts, dtype="auto"):
+    model = copy.deepcopy(model).eval()  # its encoder as mtbert.load gives it
+    model.encoder.to(mtbert.pick_dtype(dtype, torch.device("cpu")))
+
     def run(texts):
-        model.compute_dtype = mtbert.pick_dtype(dtype, torch.device("cpu"))
         data = mtbert.encode(model.tokenizer, [mtbert.Row("", text, None, {}) for text in texts])
         return mtbert.compute_logits(model, data)["sentiment"].argmax(1)
 
@@ -283,6 +288,7 @@ def main():
     some = [rows["train"][i] for i in rng.permutation(len(rows["train"]))[: args.train_rows]]
     texts = [everything[i].text for i in rng.permutation(len(everything))[: args.predict_rows]]
     model = load_mtbert([task])
+    model.compute_dtype = torch.float32
     inner = sum(p.numel() for n, p in model.encoder.named_parameters() if "layers." in n)
     result = {"matmul": {}, "threads": torch.get_num_threads(), "torch": torch.__version__}
     for name in ("float32", "bfloat16"):
