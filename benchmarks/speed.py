@@ -253,7 +253,8 @@ def draw(result, path):
         colors = ["#0072B2" if "mtbert" in name or "predict.py" in name else "#999999" for name in names]
         axis.barh(names, medians, xerr=spread, color=colors, capsize=3)
         for i, m in enumerate(medians):
-            axis.text(m + spread[1][i], i, f"  {m:.1f}", va="center", fontsize=9)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the line of a limit
+            axis.annotate(f"{m:.1f}", (m + spread[1][i], i), (6, 0), textcoords="offset points", va="center", fontsize=9, bbox=box)
         for dtype, style in (("bfloat16", "--"), ("float32", ":")):
             if part != "one":
                 limit = entry["rows"] * result["matmul"][dtype] / entry["flops"]
