@@ -972,6 +972,11 @@ def file_sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_sha256(path, digest):
+    if file_sha256(path) != digest:
+        raise ValueError(f"{path.name} is not as it was written")
+
+
 @contextmanager
 def locked(lock_file, what):
     """Refuse, with InputError, to write where another process does. The lock ends with its process, however it ends."""
@@ -1035,6 +1040,13 @@ def write(path, content):
         beside.write_bytes(content if isinstance(content, bytes) else json.dumps(content, indent=1).encode())
 
 
+def write_tensors(path, save_file, tensors):
+    """Replace a file by what save_file(tensors, path) writes -> its SHA-256. Raises InputError."""
+    with input_errors(f"{path}: cannot be written"), replacing(path) as beside:
+        save_file(tensors, beside)
+        return file_sha256(beside)
+
+
 def write_record(path, record):
     """`write`, with a SHA-256 of what is written, so that `read_record` knows a damaged file."""
     write(path, record | {"sha256": hashlib.sha256(json.dumps(record).encode()).hexdigest()})
@@ -1070,10 +1082,8 @@ def save(model, folder, finished=True):
         raise InputError('a model is saved in float32; load it with dtype="float32"')
     write(folder / "tokenizer.json", model.tokenizer.to_str().encode())
     if finished:
-        path = folder / "model.safetensors"
-        with input_errors(f"{path}: cannot be written"), replacing(path) as beside:
-            safetensors.torch.save_file(model.state_dict(), beside)
-            config["weights_sha256"] = file_sha256(beside)
+        weights = folder / "model.safetensors"
+        config["weights_sha256"] = write_tensors(weights, safetensors.torch.save_file, model.state_dict())
     write_record(folder / "config.json", config)
 
 
@@ -1103,8 +1113,7 @@ def load(folder, device="auto", dtype="auto"):
         if found != {name: ("F32", list(tensor.shape)) for name, tensor in model.state_dict().items()}:
             raise ValueError("its weights do not fit its configuration")
         for name, key in (("tokenizer.json", "tokenizer_sha256"), ("model.safetensors", "weights_sha256")):
-            if file_sha256(folder / name) != config.pop(key):
-                raise ValueError(f"{name} is not as it was written")
+            check_sha256(folder / name, config.pop(key))
         state = safetensors.torch.load_file(folder / "model.safetensors")
         state = {name: tensor.clone() for name, tensor in state.items()}  # in aligned memory, not in the file
         model.load_state_dict(state, assign=True)
@@ -1121,9 +1130,7 @@ def save_snapshot(folder, progress, state):
     """Replace the folder's snapshot: first `state`, tensors in lists and dicts, in a file of its own; then
     snapshot.json, which names it and makes it count."""
     path = Path(folder) / f"snapshot-{progress['epoch']}-{progress['batch']}.pt"
-    with input_errors(f"{path}: cannot be written"), replacing(path) as beside:
-        torch.save(state, beside)
-        digest = file_sha256(beside)
+    digest = write_tensors(path, torch.save, state)
     write_record(path.with_name("snapshot.json"), {"file": path.name, "file_sha256": digest, "progress": progress})
     for former in set(path.parent.glob("snapshot-*")) - {path}:
         former.unlink()
@@ -1133,8 +1140,7 @@ def load_snapshot(folder):
     """-> progress, state, as given to `save_snapshot`. Raises ValueError and what torch.load raises."""
     record = read_record(Path(folder) / "snapshot.json")
     path = Path(folder) / Path(record["file"]).name
-    if file_sha256(path) != record["file_sha256"]:
-        raise ValueError(f"{path.name} is not as it was written")
+    check_sha256(path, record["file_sha256"])
     return record["progress"], torch.load(path, map_location="cpu", weights_only=True)
 
 
