@@ -15,6 +15,7 @@ import csv
 import hashlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -76,11 +77,13 @@ class Task:
     names: dict = field(default_factory=dict)  # str(label) -> a name for people
     mean: float = 0.0  # of the training targets; regression learns (target - mean) / std
     std: float = 1.0
+    temperature: float = 1.0  # that divides the logits before the softmax; fitted by `calibrate`
 
     def check(self):
         """Raise ValueError, KeyError or TypeError for what cannot be a task; a file may say anything."""
         texts = [self.name, *(self.names[str(label)] for label in self.labels or [])]
         valid = all(isinstance(text, str) for text in texts) and math.isfinite(self.mean) and 0 < self.std < math.inf
+        valid &= 0 < self.temperature < math.inf
         if self.labels is not None:
             valid &= {type(label) for label in self.labels} in ({str}, {int})
             valid &= len(set(self.labels)) == len(self.labels)
@@ -315,6 +318,20 @@ def data_warnings(tasks, splits):
             yield f"{count} {one} rows are also {other} rows"
 
 
+def associations(tasks, rows):
+    """Yield (Cramer's V, task, task) for each two tasks with classes, over the rows that are labelled for both.
+
+    1 where one label gives the other away, about 0 where they are independent (Cramer 1946, section 21.9).
+    """
+    from scipy.stats.contingency import association, crosstab
+
+    for one, other in itertools.combinations([task.name for task in tasks if task.labels], 2):
+        pairs = [(row.labels[one], row.labels[other]) for row in rows if one in row.labels and other in row.labels]
+        if pairs and all(len(set(labels)) > 1 for labels in zip(*pairs, strict=True)):
+            table = crosstab(*(np.array(labels) for labels in zip(*pairs, strict=True))).count
+            yield float(association(table, method="cramer")), one, other
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # From text to batches
 
@@ -379,8 +396,10 @@ def length_grouped_batches(lengths, batch_size, rng):
 def collate(data, rows, config, device):
     """The batch of the given row numbers, padded to its longest row: the arguments of MTBert.forward."""
     starts, lengths = data.offsets[rows], data.lengths[rows]
-    # Up to a multiple of 8: oneDNN keeps compiled kernels for each shape, by the hundred megabytes; GPUs like it too.
-    positions = np.arange(max(lengths.max(), min(-(-lengths.max() // 8) * 8, config.max_length)))
+    # Up to a multiple of 8: oneDNN keeps compiled kernels for each shape, by the hundred megabytes when training; GPUs
+    # like it too. In prediction on a processor the kernels are few, and an eighth of the products would be padding.
+    multiple = 8 if torch.is_grad_enabled() or torch.device(device).type != "cpu" else 1
+    positions = np.arange(max(lengths.max(), min(-(-lengths.max() // multiple) * multiple, config.max_length)))
     attention_mask = positions < lengths[:, None]  # (B, T)
     source = (starts[:, None] + positions)[attention_mask]
     input_ids = np.full(attention_mask.shape, config.pad_token_id, np.int64)
@@ -799,6 +818,23 @@ def backward(model, data, rows, weights, accumulate):
     return losses
 
 
+def conflict(model, data, rows, weights, accumulate):
+    """How the tasks' gradients for the batch `rows` agree -> {"norms": {task: [of each layer]}, "cosines": {task:
+    {task: [of each layer]}}}; a cosine is None where a gradient is zero. The model's own gradient is cleared."""
+    layers, gradients = getattr(model, "module", model).encoder.layers, {}
+    for task in weights:
+        backward(model, data, rows, {name: w * (name == task) for name, w in weights.items()}, accumulate)
+        gradients[task] = [torch.cat([p.grad.flatten() for p in layer.parameters()]) for layer in layers]
+        model.zero_grad()
+    norms = {task: [g.norm().item() for g in layers] for task, layers in gradients.items()}
+    cosines = {task: {} for task in weights}
+    for one, other in itertools.combinations(weights, 2):
+        products = [(g @ h).item() for g, h in zip(gradients[one], gradients[other], strict=True)]
+        sizes = [a * b for a, b in zip(norms[one], norms[other], strict=True)]
+        cosines[one][other] = [p / size if size else None for p, size in zip(products, sizes, strict=True)]
+    return {"norms": norms, "cosines": cosines}
+
+
 def train(model, data, args, folder):
     """Train on data["train"] with the flags of train.py, from the folder's snapshot on where there is one.
 
@@ -857,7 +893,12 @@ def train(model, data, args, folder):
             start = time.perf_counter()
             model.train()
             for rows in batches[at["batch"] :]:
-                torch.manual_seed(np.random.default_rng([args.seed, RANK, at["step"]]).integers(2**63))  # for dropout
+                step_seed = int(np.random.default_rng([args.seed, RANK, at["step"]]).integers(2**63))
+                entry = {}
+                if args.conflict_every and (at["step"] + 1) % args.conflict_every == 0:
+                    torch.manual_seed(step_seed)
+                    entry["conflict"] = conflict(parallel, data["train"], rows, weights, args.accumulate)
+                torch.manual_seed(step_seed)  # for dropout
                 losses = backward(parallel, data["train"], rows, weights, args.accumulate)
                 sums = torch.tensor([*losses.values(), bool(stopped)], dtype=torch.float64)
                 *sums, stop = sum_over_processes(sums, device).tolist()
@@ -867,7 +908,7 @@ def train(model, data, args, folder):
                     if not math.isfinite(value):
                         raise InputError(f"the loss of task {name!r} is {value} in step {at['step']}; try a lower --lr")
                 norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf).item()
-                entry = {"step": at["step"], "lr": schedule.get_last_lr(), "grad_norm": norm, "loss": losses}
+                entry = {"step": at["step"], "lr": schedule.get_last_lr(), "grad_norm": norm, "loss": losses} | entry
                 log.write(json.dumps(entry) + "\n")
                 optimizer.step()
                 schedule.step()
@@ -884,14 +925,14 @@ def train(model, data, args, folder):
             at["seconds"] += time.perf_counter() - start
             bar.close()
 
-            metrics = evaluate(model, data["validation"])
-            scores = {name: m["macro_f1"] if "macro_f1" in m else m["pearson"] for name, m in metrics.items()}
-            score = sum(scores.values()) / len(scores)
+            metrics = evaluate(model.tasks, data["validation"], compute_logits(model, data["validation"]))
+            scores = {name: score(result) for name, result in metrics.items()}
+            mean_score = sum(scores.values()) / len(scores)
             log.write(json.dumps({"epoch": epoch, "step": at["step"], "validation": metrics}) + "\n")
             line = [f"{printable(t)}: loss {at['losses'][t]:.3f}, validation {scores[t]:.3f}" for t in scores]
-            print(f"epoch {epoch}/{args.epochs}", *line, *["best"] * (score > at["score"]), sep="  ")
-            if score > at["score"]:
-                at.update(score=score, validation=metrics)
+            print(f"epoch {epoch}/{args.epochs}", *line, *["best"] * (mean_score > at["score"]), sep="  ")
+            if mean_score > at["score"]:
+                at.update(score=mean_score, validation=metrics)
                 best = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
             at.update(epoch=epoch + 1, batch=0, losses={})
             snapshot(sum_over_processes(torch.tensor(len(stopped)), device).item())
@@ -920,10 +961,48 @@ def compute_logits(model, data, batch_size=32):
     return logits
 
 
-def evaluate(model, data):
-    """{task: {metric: value}} over the rows labelled for it; a task without any is absent.
+def softmax(logits):
+    """(..., C) -> the same, in float64."""
+    p = np.exp(logits - logits.max(-1, keepdims=True), dtype=float)
+    return p / p.sum(-1, keepdims=True)
 
-    Classes: `accuracy`, `macro_f1`, `majority_accuracy` (of always answering the training rows' most frequent class)
+
+def calibration_error(p, gold, bins=15):
+    """The expected calibration error of probabilities, (N, C): the mean distance of confidence and accuracy, over bins
+    of equal width by confidence, weighted by their rows (Guo et al. 2017, arXiv:1706.04599, section 2)."""
+    confidence, right = p.max(1), p.argmax(1) == gold
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    return float(sum(abs((confidence - right)[bin_of == b].sum()) for b in range(bins)) / len(gold))
+
+
+def calibrate(tasks, data, logits):
+    """Set each task's temperature to the one, of 0.05 to 20, under which its labels in `data` are likeliest."""
+    from scipy.optimize import minimize_scalar
+    from sklearn.metrics import log_loss
+
+    for task, gold, output in labelled_rows((task for task in tasks if task.labels), data, logits):
+
+        def loss(log_t, task=task, gold=gold, output=output):
+            return log_loss(gold, softmax(output / math.exp(log_t)), labels=range(len(task.labels)))
+
+        bounds = math.log(0.05), math.log(20)
+        task.temperature = math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
+
+
+def labelled_rows(tasks, data, logits):
+    """Yield (task, gold, (n, C) logits) for each task, of the n rows labelled for it, where there are any."""
+    for task in tasks:
+        gold = data.labels[task.name]
+        labelled = gold != -100 if task.labels else ~np.isnan(gold)
+        if labelled.any():
+            yield task, gold[labelled], logits[task.name][labelled]
+
+
+def evaluate(tasks, data, logits):
+    """{task: {metric: value}} of `compute_logits`, over the rows labelled for the task; without any it is absent.
+
+    Classes: `accuracy`, `macro_f1`, `majority_accuracy` (of always answering the training rows' most frequent class),
+    `ece` (`calibration_error`; `ece_uncalibrated`: without the temperature), `confusion` (row: gold, column: predicted)
     and `per_class`. Numbers: `pearson`, `spearman` (0 for constants), `rmse`, `mean_rmse` (of answering their mean).
     """
     from scipy.stats import rankdata
@@ -932,13 +1011,8 @@ def evaluate(model, data):
     def correlation(x, y):
         return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else 0.0
 
-    logits, result = compute_logits(model, data), {}
-    for task in model.tasks:
-        gold = data.labels[task.name]
-        labelled = gold != -100 if task.labels else ~np.isnan(gold)
-        gold, output = gold[labelled], logits[task.name][labelled]
-        if not len(gold):
-            continue
+    result = {}
+    for task, gold, output in labelled_rows(tasks, data, logits):
         if task.labels:
             guess, classes = output.argmax(1), range(len(task.labels))
             scores = metrics.precision_recall_fscore_support(gold, guess, labels=classes, zero_division=0.0)
@@ -947,6 +1021,9 @@ def evaluate(model, data):
                 "accuracy": float(metrics.accuracy_score(gold, guess)),
                 "macro_f1": float(metrics.f1_score(gold, guess, average="macro", zero_division=0.0)),
                 "majority_accuracy": float(np.mean(gold == np.argmax(task.counts))),
+                "ece": calibration_error(softmax(output / task.temperature), gold),
+                "ece_uncalibrated": calibration_error(softmax(output), gold),
+                "confusion": metrics.confusion_matrix(gold, guess, labels=classes).tolist(),
                 "per_class": {
                     str(label): dict(zip(("precision", "recall", "f1", "rows"), values, strict=True))
                     for label, values in zip(task.labels, per_class, strict=True)
@@ -961,6 +1038,11 @@ def evaluate(model, data):
                 "mean_rmse": task.std * float(metrics.root_mean_squared_error(gold, np.zeros_like(gold))),
             }
     return result
+
+
+def score(metrics):
+    """The one number of a task's metrics that epochs are chosen by."""
+    return metrics["macro_f1"] if "macro_f1" in metrics else metrics["pearson"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1152,7 +1234,7 @@ def predict(model, texts):
     """A list of {task: prediction}, one for each text or (text, text_pair), in order.
 
     A prediction is {"label", "name", "probability", "probabilities": {label: p}}, or {"value"} for a number. Raises
-    InputError for a text without tokens.
+    InputError for a text without tokens. Probabilities are calibrated on the validation rows.
     """
     if isinstance(texts, str):
         raise InputError("predict takes a list of texts")
@@ -1171,8 +1253,7 @@ def decode(task, logits):
     """The prediction that one row's logits, (C,), stand for."""
     if not task.labels:
         return {"value": float(logits[0]) * task.std + task.mean}
-    p = np.exp(logits - logits.max(), dtype=float)
-    p = (p / p.sum()).tolist()
+    p = softmax(logits / task.temperature).tolist()
     best = int(np.argmax(p))
     label = task.labels[best]
     probabilities = dict(zip(task.labels, p, strict=True))

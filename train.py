@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 
 import mtbert
+import report
 from mtbert import InputError, printable
 
+RESULTS = ("test_predictions.jsonl", "report.png")
 SAMPLE = Path(__file__).parent / "sample_data.json"
 
 
@@ -68,6 +70,8 @@ def parse_args(argv):
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where native")
     flag("--compile", action="store_true", help="torch.compile the model")
+    flag("--no-test", action="store_true", help="leave the test rows out, while you still choose")
+    flag("--conflict-every", type=number(int, 1), metavar="N", help="steps between looks at how gradients agree")
     flag("--save-every", type=number(int, 1), metavar="N", help="steps between snapshots (default: one an epoch)")
     flag("--resume", metavar="FOLDER", help="go on with the run there, which was stopped, with its flags")
     flag("--out", metavar="FOLDER", help="where the run is kept (default: a new folder under runs/)")
@@ -147,7 +151,7 @@ def find_run(args, device):
 def begin(args, folder, model):
     """Begin a run in `folder`, which is ours alone."""
     check_folder(args)
-    former = ("metrics.json", "config.json", "snapshot*", "model.safetensors", "log.jsonl")
+    former = ("metrics.json", "config.json", "snapshot*", "model.safetensors", "log.jsonl", *RESULTS)
     mtbert.remove(folder, *former, *mtbert.LEFTOVERS)
     mtbert.save(model, folder, finished=False)
 
@@ -155,6 +159,8 @@ def begin(args, folder, model):
 def check_same(then, folder, model):
     """Raises InputError unless the run in `folder`, whose config.json said `then`, can go on with `model`."""
     now = json.loads(json.dumps(mtbert.describe_model(model)))
+    for task in then["tasks"]:
+        task["temperature"] = 1.0  # it is fitted at the end, behind which the run may have been killed
     for key in ("encoder", "tasks", "pooling", "encoder_source", "tokenizer_sha256"):
         if then[key] != now[key]:
             raise InputError(f"{folder}: its {key} is not what it was when the run began: {now[key]}"[:300])
@@ -179,10 +185,20 @@ def print_metrics(tasks, metrics):
             continue
         print(f"  accuracy {m['accuracy']:.3f} (always the majority class: {m['majority_accuracy']:.3f})", end="")
         print(f", macro-F1 {m['macro_f1']:.3f}")
+        print(f"  calibration error {m['ece']:.3f} (before the temperature, {task.temperature:.2f}:", end="")
+        print(f" {m['ece_uncalibrated']:.3f})")
         print(f"  {'class':20}{'precision':>10}{'recall':>10}{'F1':>10}{'rows':>10}")
         for label, c in m["per_class"].items():
             print(f"  {mtbert.describe_class(label, task.names[label])[:19]:20}", end="")
             print(f"{c['precision']:10.3f}{c['recall']:10.3f}{c['f1']:10.3f}{c['rows']:10.0f}")
+
+
+def test_lines(tasks, rows, logits):
+    """Yield a line of JSON for each row: where it is from, its labels and the predictions."""
+    for i, row in enumerate(rows):
+        predictions = {task.name: mtbert.decode(task, logits[task.name][i]) for task in tasks}
+        gold = {task.name: row.labels.get(task.name) for task in tasks}
+        yield json.dumps({"where": row.where, "labels": gold, "predictions": predictions}) + "\n"
 
 
 def print_examples(model, rows):
@@ -193,6 +209,24 @@ def print_examples(model, rows):
             gold = row.labels.get(task.name, "not labelled")
             gold = printable(task.names.get(str(gold), str(gold)))
             print(f"    {printable(task.name)}: {mtbert.describe(prediction[task.name])} (gold: {gold})")
+
+
+def print_data(tasks, rows):
+    """Say how many labels each split has of each task, and which tasks are one."""
+    print(f"{'labels of':20}" + "".join(f"{split:>12}" for split in rows) + "  classes (share of the most frequent)")
+    for task in tasks:
+        counts = (sum(task.name in row.labels for row in part) for part in rows.values())
+        print(f"{printable(task.name)[:19]:20}" + "".join(f"{count:12}" for count in counts), end="  ")
+        if task.labels:
+            print(f"{len(task.labels)} ({max(task.counts) / sum(task.counts):.3f})")
+        else:
+            print(f"a number, {task.mean:.2f} ± {task.std:.2f}")
+    print(f"{'(rows)':20}" + "".join(f"{len(part):12}" for part in rows.values()))
+    everything = [row for part in rows.values() for row in part]
+    for v, one, other in sorted(mtbert.associations(tasks, everything), reverse=True)[:5]:
+        print(f"association of {printable(one)} and {printable(other)}: Cramér's V {v:.2f}")
+        if v > 0.9:
+            warn(f"{one!r} and {other!r} nearly give each other away: Cramér's V {v:.2f}")
 
 
 def prepare(args, device, then):
@@ -206,6 +240,8 @@ def prepare(args, device, then):
             raise InputError(f"{path} has changed since the run in {args.resume} began")
     all_tasks = mtbert.VARIANTS[args.variant]["all_tasks"]
     tasks, rows = mtbert.read_data(args.data, args.val, args.test, args.tasks, all_tasks, args.text_column, args.seed)
+    if args.no_test:
+        rows["test"] = []
     if unknown := set(args.task_weights) - {task.name for task in tasks}:
         raise InputError(f"--task-weights: there is no task {min(unknown)!r}")
     encoder = mtbert.Encoder.from_pretrained(args.encoder, args.dropout)
@@ -219,11 +255,7 @@ def prepare(args, device, then):
     print(f"encoder: {args.encoder}, from {encoder.source} ({shape}, {size / 1e6:.1f}M parameters)")
 
     data = {split: mtbert.encode(tokenizer, part, tasks) for split, part in rows.items()}
-    print("rows: " + ", ".join(f"{len(part)} {split}" for split, part in rows.items()))
-    for task in tasks:
-        kind = f"{len(task.labels)} classes" if task.labels else f"a number, {task.mean:.2f} ± {task.std:.2f}"
-        count = sum(task.name in row.labels for row in rows["train"])
-        print(f"task {printable(task.name)}: {kind}, {count} labelled training rows")
+    print_data(tasks, rows)
     if cut := sum(part.cut for part in data.values()):
         print(f"{cut} texts are longer than {max_length} tokens and were cut")
     for warning in mtbert.data_warnings(tasks, rows) if then is None else ():
@@ -249,14 +281,16 @@ def run(args, folder, model, rows, data):
     """Train, keep the best epoch, and test it."""
     print(f"run: {folder}")
     best, validation, seconds = mtbert.train(model, data, args, folder)
+    model.load_state_dict(best)
+    mtbert.calibrate(model.tasks, data["validation"], mtbert.compute_logits(model, data["validation"]))
     if mtbert.RANK == 0:
-        model.load_state_dict(best)
         mtbert.save(model, folder)
     mtbert.from_rank_0(None)
 
     del model, best
     model = mtbert.load(folder, args.device, args.dtype)  # what is tested is what was saved
-    test = mtbert.evaluate(model, data["test"])
+    logits = mtbert.compute_logits(model, data["test"])
+    test = mtbert.evaluate(model.tasks, data["test"], logits)
     print_metrics(model.tasks, test)
     shown = "test" if rows["test"] else "validation"
     print(f"\nsome {shown} rows")
@@ -264,13 +298,16 @@ def run(args, folder, model, rows, data):
     speed = args.epochs * len(rows["train"]) / seconds
     result = {"validation": validation, "test": test, "train_seconds": seconds, "examples_per_second": speed}
     if mtbert.RANK == 0:
+        mtbert.write(folder / "test_predictions.jsonl", "".join(test_lines(model.tasks, rows["test"], logits)).encode())
+        with mtbert.replacing(folder / "report.png") as beside:
+            report.draw(folder, beside, result)
         mtbert.write(folder / "metrics.json", result)
         mtbert.remove(folder, "snapshot*")
     print(f"\ntrained in {seconds:.1f} s ({speed:.0f} examples per second), saved in {folder}")
 
 
-def main():
-    args = parse_args(sys.argv[1:])
+def main(argv=None):
+    args = parse_args(sys.argv[1:] if argv is None else argv)
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and args.resume is None and (not args.out or args.overwrite):
         raise InputError("torchrun --max-restarts takes --out FOLDER, to find the run again, and no --overwrite")
     device, first = mtbert.pick_device(args.device), mtbert.RANK == 0  # of the processes; it alone writes

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The README's figures: benchmarks/results.sh DATA, where DATA/sst and DATA/trec hold train, dev and test .jsonl files
-# with the keys text and sentiment (3 classes), and text and coarse (6 classes; no dev).
+# The README's figures: benchmarks/results.sh DATA OUT [PART ...], where DATA holds the folders sst, trec, rest14 and
+# sick of train, dev and test .jsonl files (benchmarks/README.md). Finished runs under OUT are kept and not run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-data=$1 out=${2:-runs/results}
+data=$1 out=$2
+shift 2
+mkdir -p "$out"
 
 run() { # name, number of seeds, flags of train.py
     name=$1 seeds=$2; shift 2
@@ -14,15 +16,41 @@ run() { # name, number of seeds, flags of train.py
     python benchmarks/runs.py "$out/$name"-[0-9]
 }
 
-mkdir -p "$out"
-run sample-shared 5 --variant shared
-echo "== TF-IDF and logistic regression"
-python benchmarks/tfidf.py
+compare() { # name, flags of compare.py
+    name=$1; shift
+    echo "== $name: $*"
+    python compare.py --out "$out/$name" "$@"
+}
 
-sst=(--data "$data/sst/train.jsonl" --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl" --tasks sentiment)
-trec=(--data "$data/trec/train.jsonl" --test "$data/trec/test.jsonl" --tasks coarse)
-both=(--data "$data/sst/train.jsonl" "$data/trec/train.jsonl" --val "$data/sst/dev.jsonl"
-      --test "$data/sst/test.jsonl" "$data/trec/test.jsonl" --tasks sentiment coarse)
-run sst+trec-shared 3 "${both[@]}" --variant shared --epochs 3
-run sst-single 3 "${sst[@]}" --variant single --epochs 3
-run trec-single 3 "${trec[@]}" --variant single --epochs 3
+sst=(--data "$data/sst/train.jsonl" --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl")
+rest14=(--data "$data/rest14/train.jsonl" --test "$data/rest14/test.jsonl")
+for part in "${@:-sample rest14 partial fine sick curve short}"; do
+    for part in $part; do
+        case $part in
+        sample) compare sample --seeds 5 ;;
+        rest14) compare rest14 --seeds 5 "${rest14[@]}" --epochs 3 ;;
+        rest14-tune) compare rest14-tune --seeds 5 --tune "${rest14[@]}" ;;
+        partial)
+            compare sst+trec --seeds 3 --data "$data"/{sst,trec}/train.jsonl --val "$data/sst/dev.jsonl" \
+                --test "$data"/{sst,trec}/test.jsonl --tasks sentiment coarse --epochs 3 ;;
+        fine) run sst-fine 3 "${sst[@]}" --tasks fine --variant single --epochs 3 ;;
+        sick)
+            compare sick --seeds 3 --data "$data/sick/train.jsonl" --val "$data/sick/dev.jsonl" \
+                --test "$data/sick/test.jsonl" --epochs 3 ;;
+        curve) python benchmarks/curve.py --seeds 3 "${rest14[@]}" --epochs 3 --out "$out/curve" ;;
+        short) # one epoch on every sixth row: what pooling, learning rates and warm-up each add
+            awk 'NR % 6 == 1' "$data/sst/train.jsonl" > "$out/sixth.jsonl"
+            sixth=("${sst[@]}" --data "$out/sixth.jsonl" --tasks sentiment --epochs 1 --variant separate-lr)
+            run short-cls 5 "${sixth[@]}" --pooling cls --lr 5e-5 --head-lr 5e-5 --warmup-ratio 0
+            run short-mean 5 "${sixth[@]}" --lr 5e-5 --head-lr 5e-5 --warmup-ratio 0
+            run short-rate 5 "${sixth[@]}" --lr 1e-4 --head-lr 1e-4 --warmup-ratio 0
+            run short-warmup 5 "${sixth[@]}" --lr 1e-4 --head-lr 1e-4
+            run short-separate 5 "${sixth[@]}" --lr 1e-4 --head-lr 5e-3
+            run short-separate-cls 5 "${sixth[@]}" --pooling cls --lr 1e-4 --head-lr 5e-3
+            echo "== short, Trainer"
+            python benchmarks/speed.py --parts learn --seeds 5 --epochs 1 --reach 0 --data "$out/sixth.jsonl" \
+                --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl" --out "$out/short-trainer" ;;
+        *) echo "no part $part" >&2; exit 2 ;;
+        esac
+    done
+done

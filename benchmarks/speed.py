@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import transformers
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as mtbert's scripts set it, here for all contenders
 HERE = Path(__file__).parent.parent
@@ -35,10 +37,17 @@ FOLDER = mtbert.find_encoder(mtbert.DEFAULT_ENCODER)[0]
 BATCH = 32
 
 
+def load_tokenizer():
+    return mtbert.load_tokenizer(mtbert.DEFAULT_ENCODER, 512, 30522)
+
+
+@cache
+def load_config():
+    return mtbert.Encoder.from_pretrained(mtbert.DEFAULT_ENCODER).config
+
+
 def load_mtbert(tasks):
-    encoder = mtbert.Encoder.from_pretrained(mtbert.DEFAULT_ENCODER)
-    tokenizer = mtbert.load_tokenizer(mtbert.DEFAULT_ENCODER, 512, encoder.config.vocab_size)
-    model = mtbert.MTBert(encoder, tasks, tokenizer)
+    model = mtbert.MTBert(mtbert.Encoder.from_pretrained(mtbert.DEFAULT_ENCODER), tasks, load_tokenizer())
     model.compute_dtype = mtbert.pick_dtype("auto", torch.device("cpu"))
     return model
 
@@ -80,30 +89,79 @@ def train_notebook(rows, task):
     return time.perf_counter() - start
 
 
-def train_trainer(rows, task, **settings):
+def train_trainer(rows, task, epochs=1, seed=0, **settings):
+    transformers.set_seed(seed)  # the head is drawn before Trainer sets it
     tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=len(task.labels))
     encoded = [tokenizer(row.text, truncation=True) | {"labels": task.labels.index(row.labels[task.name])} for row in rows]
     arguments = transformers.TrainingArguments(
-        tempfile.mkdtemp(), per_device_train_batch_size=BATCH, num_train_epochs=1, report_to="none", save_strategy="no",
-        disable_tqdm=True, **settings,
+        tempfile.mkdtemp(), per_device_train_batch_size=BATCH, num_train_epochs=epochs, report_to="none", save_strategy="no",
+        disable_tqdm=True, seed=seed, **settings,
     )  # fmt: skip
     collator = transformers.DataCollatorWithPadding(tokenizer)
     trainer = transformers.Trainer(model, arguments, train_dataset=encoded, data_collator=collator)
     start = time.perf_counter()
+    WATCHED.append((model, lambda batch: model(**batch).logits))
     trainer.train()
     return time.perf_counter() - start
 
 
-def train_best_trainer(rows, task):
-    return train_trainer(rows, task, use_cpu=True, bf16=True, train_sampling_strategy="group_by_length", optim="adamw_torch_fused")
+def train_best_trainer(rows, task, **settings):
+    bf16 = mtbert.pick_dtype("auto", torch.device("cpu")) == torch.bfloat16
+    best = {"use_cpu": True, "bf16": bf16, "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
+    return train_trainer(rows, task, **best, **settings)
 
 
-def train_mtbert(rows, *tasks):
+def train_mtbert(rows, *tasks, epochs=1, seed=0):
     """Seconds in training steps: without the evaluation and the snapshot at the end of the epoch."""
+    torch.manual_seed(seed)  # for the heads
     model = load_mtbert(tasks)
+    WATCHED.append((model, lambda batch: model(**batch)[0][tasks[0].name]))
     data = {"train": mtbert.encode(model.tokenizer, rows, tasks), "validation": mtbert.encode(model.tokenizer, rows[:32], tasks)}
-    return mtbert.train(model, data, train.parse_args(["--epochs", "1"]), tempfile.mkdtemp())[2]
+    flags = train.parse_args(["--epochs", str(epochs), "--seed", str(seed)])
+    return mtbert.train(model, data, flags, tempfile.mkdtemp())[2]
+
+
+WATCHED = []  # the model that trains, and a function of its logits
+
+
+def accuracy(data, task):
+    """Of the watched model on a Dataset, in float32."""
+    model, logits = WATCHED[-1]
+    training, right = model.training, 0
+    compute_dtype, model.compute_dtype = getattr(model, "compute_dtype", None), torch.float32
+    model.eval()
+    order = np.argsort(data.lengths)
+    with torch.inference_mode():
+        for start in range(0, len(order), BATCH):
+            batch = mtbert.collate(data, order[start : start + BATCH], load_config(), "cpu")
+            labels = batch.pop("labels")[task.name]
+            right += int((logits(batch).argmax(1) == labels).sum())
+    model.train(training)
+    model.compute_dtype = compute_dtype
+    return right / len(order)
+
+
+def learning_curve(run, rows, task, reach, every=20, **settings):
+    """[[seconds of training, validation accuracy] every so many steps until it is `reach`], accuracy at the end."""
+    data = {split: mtbert.encode(load_tokenizer(), rows[split], [task]) for split in ("validation", "test")}
+    curve, step, start = [], 0, None
+
+    def watch(*_):
+        nonlocal step, start
+        now, step = time.perf_counter(), step + 1
+        start = now if start is None else start  # behind the first step, whose one is missing for both
+        if step % every == 0 and not (curve and curve[-1][1] >= reach):
+            curve.append([now - start, accuracy(data["validation"], task)])
+            print(f"  step {step}: {curve[-1][0]:.0f} s, validation {curve[-1][1]:.3f}", file=sys.stderr, flush=True)
+            start += time.perf_counter() - now  # the clock stands still while we look
+
+    hook = register_optimizer_step_post_hook(watch)
+    try:
+        run(rows["train"], task, **settings)
+    finally:
+        hook.remove()
+    return {"curve": curve, "validation": accuracy(data["validation"], task), "test": accuracy(data["test"], task)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,8 +332,11 @@ def main():
     parser.add_argument("--val", nargs="+", default=[])
     parser.add_argument("--test", nargs="+", default=[])
     parser.add_argument("--tasks", nargs=1, default=["sentiment"])
-    parser.add_argument("--parts", nargs="+", choices=("train", "predict", "one"), default=["train", "predict", "one"])
+    parser.add_argument("--parts", nargs="+", choices=("train", "predict", "one", "learn"), default=["train", "predict", "one"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3, help="of part learn, the whole training set and test's accuracy")
+    parser.add_argument("--epochs", type=int, default=3, help="of part learn")
+    parser.add_argument("--reach", type=float, default=0.68, help="of part learn: validation accuracy to be reached")
     parser.add_argument("--train-rows", type=int, default=640)
     parser.add_argument("--predict-rows", type=int, default=10000)
     parser.add_argument("--out", type=Path, default=Path("runs/speed"))
@@ -337,7 +398,22 @@ def main():
         one = {name: lambda command=command: whole_process([sys.executable, *command]) for name, command in commands.items()}
         result["one"] = {"seconds": alternate(one, args.rounds)}
 
-    for part in args.parts:
+    if "learn" in args.parts:
+        contenders = {"Trainer, default arguments": train_trainer, "mtbert": train_mtbert}
+        result["learn"] = {name: [] for name in contenders}
+        for seed in range(args.seeds):
+            for name, run in contenders.items():
+                print(f"seed {seed}, {name}", file=sys.stderr, flush=True)
+                with redirect_stdout(StringIO()):
+                    entry = learning_curve(run, rows, task, args.reach, seed=seed, epochs=args.epochs)
+                result["learn"][name].append(entry)
+        print(f"\n{args.epochs} epochs{'':32}{'test accuracy':>16}   seconds of training until validation {args.reach:.0%}")
+        for name, runs in result["learn"].items():
+            reached = [run["curve"][-1][0] if run["curve"][-1][1] >= args.reach else np.inf for run in runs]
+            test = [run["test"] for run in runs]
+            print(f"{name:40}{np.mean(test):8.4f} ± {np.std(test, ddof=min(1, len(test) - 1)):.4f}   {' '.join(f'{s:.0f}' for s in reached)}")
+
+    for part in (part for part in args.parts if part != "learn"):
         entry = result[part]
         reference = np.array(entry["seconds"]["predict.py" if part == "one" else "mtbert"])
         print(f"\n{part:40}{'median':>10}{'min':>10}{'max':>10}{'time of mtbert / its':>22}{'of the limit':>14}")
@@ -350,7 +426,8 @@ def main():
             print("" if part == "one" else f"{entry['flops'] / np.median(seconds) / limit:14.1%}")
     args.out.mkdir(parents=True, exist_ok=True)
     mtbert.write(args.out / "speed.json", result)
-    draw(result, args.out / "speed.png")
+    if set(args.parts) != {"learn"}:
+        draw(result, args.out / "speed.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,363 @@
+"""Does sharing an encoder help? Train one model a task, and one for all, over several seeds, and compare them.
+
+python compare.py --seeds 5
+python compare.py --data train.csv --test test.csv --tune --epochs 3
+"""
+
+import json
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from scipy import stats
+
+import mtbert
+import train
+from mtbert import InputError, printable
+
+VARIANTS = tuple(mtbert.VARIANTS)  # single, shared, separate-lr
+PAIRS = (("shared", "single"), ("separate-lr", "shared"), ("separate-lr", "single"))
+# --tune: as many trials for each variant, on validation, over seeds that no result has
+TUNE_SEEDS = (1000, 1001)
+RATES = (["--lr", "5e-5"], ["--lr", "1e-4"], ["--lr", "2e-4"], ["--lr", "4e-4"])
+RATE_PAIRS = [["--lr", lr, "--head-lr", head_lr] for lr, head_lr in
+              (("5e-5", "5e-3"), ("1e-4", "1e-3"), ("1e-4", "5e-3"), ("2e-4", "5e-3"))]  # fmt: skip
+METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "pearson": "Pearson"}  # that are compared
+OTHERS = {"ece": "calibr. error", "ece_uncalibrated": "uncalibrated"}
+
+
+def parse_args():
+    """-> our flags, train.py's flags parsed, and as they were given."""
+    epilog = "all other flags are those of train.py"
+    parser = mtbert.Parser(description=__doc__.splitlines()[0], epilog=epilog, allow_abbrev=False)
+    flag = parser.add_argument
+    flag("--seeds", type=train.number(int, 2, 1000), default=5, metavar="N", help="(default: %(default)s)")
+    flag("--margin", type=train.number(float, 0), default=1.0, metavar="POINTS",
+         help="a difference that does not matter (default: %(default)s)")  # fmt: skip
+    flag("--tune", action="store_true", help="choose learning rates on validation rows, four trials for each variant")
+    flag("--out", default="runs/compare", metavar="FOLDER", help="of runs and results (default: %(default)s)")
+    flag("--head-lr", metavar="LR", help="of separate-lr")
+    flag("--layer-decay", metavar="X", help="of separate-lr")
+    flag("--task-weights", nargs="+", default=[], metavar="NAME=W", help="of shared and separate-lr")
+    args, rest = parser.parse_known_args()
+    for name in ("variant", "seed", "resume", "overwrite", "no-test", *(["lr"] if args.tune else ())):
+        if any(word.split("=")[0] == f"--{name}" for word in rest):
+            raise InputError(f"compare.py chooses --{name} itself")
+    if args.tune and args.head_lr:
+        raise InputError("compare.py --tune chooses --head-lr itself")
+    return args, train.parse_args(rest), rest
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+
+
+def paired_difference(first, second, margin=1.0):
+    """Of two lists of scores, paired by seed, in points -> {"mean", "low", "high", "verdict", "seeds"}.
+
+    `low` to `high` is the 95 % interval of the mean of first - second (paired t). The verdict: "equivalent" where the
+    interval lies within ± margin, else "better" or "worse" where it excludes zero, else "undecided"; `seeds` is then
+    how many would decide it with a probability of 80 %, if mean and spread stay as they are.
+    """
+    difference = np.subtract(first, second)
+    n, mean, spread = len(difference), float(np.mean(difference)), float(np.std(difference, ddof=1))
+    half = float(stats.t.ppf(0.975, n - 1)) * spread / n**0.5
+    result = {"mean": mean, "low": mean - half, "high": mean + half, "seeds": None}
+    if max(abs(result["low"]), abs(result["high"])) <= margin:
+        return result | {"verdict": "equivalent"}
+    if result["low"] > 0 or result["high"] < 0:
+        return result | {"verdict": "better" if mean > 0 else "worse"}
+    distance = max(abs(mean), margin - abs(mean))  # of the mean from the end that the interval must clear
+    many = np.arange(n + 1, 10_000)
+    enough = (stats.t.ppf(0.975, many - 1) + stats.t.ppf(0.8, many - 1)) * spread / np.sqrt(many) <= distance
+    return result | {"verdict": "undecided", "seeds": int(many[enough][0]) if enough.any() else None}
+
+
+def in_words(difference):
+    if difference["verdict"] == "undecided":
+        return f"undecided; about {difference['seeds'] or 'ten thousand'} seeds would probably decide it"
+    return difference["verdict"]
+
+
+def baselines(task, rows):
+    """Test metrics of the most frequent class (or the mean), and of a linear model on TF-IDF of words and word pairs
+    whose regularisation is chosen on the validation rows."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.pipeline import make_pipeline
+
+    def measure(model, split):
+        guess = model.predict(x[split]) if model else [max(task.labels, key=y["train"].count)] * len(y[split])
+        if task.labels is None:
+            return {"pearson": float(np.corrcoef(y[split], guess)[0, 1]) if np.std(guess) > 0 else 0.0}
+        macro_f1 = float(f1_score(y[split], guess, average="macro", zero_division=0.0))
+        return {"accuracy": float(accuracy_score(y[split], guess)), "macro_f1": macro_f1}
+
+    labelled = {split: [row for row in part if task.name in row.labels] for split, part in rows.items()}
+    x = {split: [" ".join(filter(None, (row.text, row.text_pair))) for row in part] for split, part in labelled.items()}
+    y = {split: [row.labels[task.name] for row in part] for split, part in labelled.items()}
+    strengths = (0.1, 0.3, 1, 3, 10, 30, 100)
+    models = [Ridge(alpha=1 / c) if task.labels is None else LogisticRegression(C=c, max_iter=5000) for c in strengths]
+    tfidf = {"ngram_range": (1, 2), "sublinear_tf": True}
+    models = [make_pipeline(TfidfVectorizer(**tfidf), model).fit(x["train"], y["train"]) for model in models]
+    best = max(models, key=lambda model: mtbert.score(measure(model, "validation")))
+    first = {"pearson": 0.0} if task.labels is None else measure(None, "test")
+    return {"majority class" if task.labels else "the mean": first, "TF-IDF, linear": measure(best, "test")}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+
+
+def write_splits(flags, out):
+    """Read the rows and write the splits to OUT/data.json, which every run reads -> tasks, rows."""
+    tasks, rows = mtbert.read_data(flags.data, flags.val, flags.test, flags.tasks, True, flags.text_column, flags.seed)
+    if len(tasks) < 2:
+        raise InputError(f"a comparison takes two tasks or more; the rows have only {tasks[0].name!r}")
+    for task in tasks:
+        if not any(task.name in row.labels for row in rows["test"]):
+            raise InputError(f"no test row is labelled for {task.name!r}; --test gives rows")
+    names = [task.name for task in tasks]
+    content = {"label_names": {task.name: task.names for task in tasks if task.labels}}
+    for split, part in rows.items():
+        content[split] = [
+            {"text": row.text} | ({"text_pair": row.text_pair} if row.text_pair else {})
+            | {name: row.labels[name] for name in names if name in row.labels} for row in part
+        ]  # fmt: skip
+    content, path = json.dumps(content, indent=0).encode(), out / "data.json"
+    if path.exists() and path.read_bytes() != content:
+        raise InputError(f"{out} holds a comparison of other rows; name another folder with --out")
+    mtbert.write(path, content)
+    return tasks, rows
+
+
+def train_once(folder, argv):
+    """The metrics of the run in `folder`, which is trained, or gone on with, unless it is finished."""
+    argv = [*argv, "--out", str(folder)]
+    if (folder / "config.json").exists():
+        if train.read_config(folder)["flags"]["argv"] != argv:
+            raise InputError(f"{folder} is a run with other flags; name another folder with --out")
+        argv = ["--resume", str(folder)]
+    if not (folder / "metrics.json").exists():
+        with open(f"{folder}.txt", "a") as file, redirect_stdout(file), redirect_stderr(file):
+            train.main(argv)
+    return json.loads((folder / "metrics.json").read_text("utf-8"))
+
+
+class Progress:
+    """Lines on standard error: what is running, and for how long still, from the time of what ran so far."""
+
+    def __init__(self, work):
+        self.work, self.count, self.done, self.number, self.start = work, 0, 0, 0, time.perf_counter()
+
+    def run(self, what, work, folder, argv):
+        self.number += 1
+        fresh, left = not (folder / "metrics.json").exists(), "time left: not known yet"
+        if self.done:
+            minutes = (time.perf_counter() - self.start) / self.done * self.work / 60
+            left = f"about {minutes:.0f} min left" if minutes >= 1.5 else f"about {60 * minutes:.0f} s left"
+        if fresh:
+            print(f"run {self.number} of {self.count}: {printable(what)}; {left}", file=sys.stderr)
+        metrics = train_once(folder, argv)
+        self.done, self.work = self.done + work * fresh, self.work - work
+        return metrics
+
+
+def train_all(args, tasks, rows, rest, out):
+    """-> {variant: {task, or "" for all: [metrics of each seed]}}, {what: the rates that --tune chose for it}."""
+    data = ["--data", str(out / "data.json")]
+    models = []  # what is trained: (variant, task or "", flags, training rows)
+    for task in tasks:
+        count = sum(task.name in row.labels for row in rows["train"])
+        models.append(("single", task.name, ["--variant", "single", "--tasks", task.name], count))
+    weights = ["--task-weights", *args.task_weights] if args.task_weights else []
+    models.append(("shared", "", ["--variant", "shared", *weights], len(rows["train"])))
+    own = [("--head-lr", args.head_lr), ("--layer-decay", args.layer_decay)]
+    own = [word for pair in own if pair[1] is not None for word in pair]
+    models.append(("separate-lr", "", ["--variant", "separate-lr", *weights, *own], len(rows["train"])))
+
+    trials = {variant: RATE_PAIRS if variant == "separate-lr" else RATES for variant in VARIANTS} if args.tune else {}
+    repeats = args.seeds + (len(TUNE_SEEDS) * len(RATES) if args.tune else 0)
+    progress = Progress(repeats * sum(count for *_, count in models))
+    progress.count = repeats * len(models)
+    result, chosen = {variant: {} for variant in VARIANTS}, {}
+    for variant, task, flags, count in models:
+        what = f"{variant} {task}".strip()
+        scores = []
+        for rates in trials.get(variant, ()):
+            scores.append(0.0)
+            for seed in TUNE_SEEDS:
+                name = quote(" ".join([what, *rates[1::2], str(seed)]).replace(" ", "-"), safe="")
+                argv = [*rest, *data, *flags, *rates, "--seed", str(seed), "--no-test"]
+                trial = f"{what}, trial {' '.join(rates)}, seed {seed}"
+                metrics = progress.run(trial, count, out / "tune" / name, argv)
+                scores[-1] += np.mean([mtbert.score(m) for m in metrics["validation"].values()]) / len(TUNE_SEEDS)
+                mtbert.remove(out / "tune" / name, "model.safetensors")
+        rates = trials[variant][int(np.argmax(scores))] if scores else []
+        if scores:
+            tried = [" ".join(trial) for trial in trials[variant]]
+            chosen[what] = {"chosen": " ".join(rates), "validation": dict(zip(tried, scores, strict=True))}
+        result[variant][task] = []
+        for seed in range(args.seeds):
+            folder = out / quote(f"{what} {seed}".replace(" ", "-"), safe="")
+            argv = [*rest, *data, *flags, *rates, "--seed", str(seed)]
+            result[variant][task].append(progress.run(f"{what}, seed {seed}", count, folder, argv) | {"folder": folder})
+    return result, chosen
+
+
+def measure_cost(runs, tasks, rows):
+    """{variant: {"train_seconds", "parameters", "seconds_per_text"}}, of as many models as it takes for all tasks; the
+    times of prediction are medians of three, alternating, of the first seed's models on the test rows, tokenized."""
+    models = {variant: [mtbert.load(parts[0]["folder"]) for parts in runs[variant].values()] for variant in VARIANTS}
+    data = mtbert.encode(models["shared"][0].tokenizer, rows["test"])
+    seconds = {variant: [] for variant in VARIANTS}
+    for _ in range(3):
+        for variant, parts in models.items():
+            start = time.perf_counter()
+            for model in parts:
+                mtbert.compute_logits(model, data)
+            seconds[variant].append((time.perf_counter() - start) / len(data))
+    return {
+        variant: {
+            "train_seconds": sum(np.mean([run["train_seconds"] for run in seeds]) for seeds in runs[variant].values()),
+            "parameters": sum(p.numel() for model in parts for p in model.parameters()),
+            "seconds_per_text": float(np.median(seconds[variant])),
+        }
+        for variant, parts in models.items()
+    }
+
+
+def test_predictions(folder, task):
+    """The labels, or numbers, predicted for the test rows that are labelled for the task, and their own."""
+    rows = map(json.loads, (folder / "test_predictions.jsonl").read_text("utf-8").splitlines())
+    rows = [row for row in rows if row["labels"][task.name] is not None]
+    kind = "label" if task.labels else "value"
+    return [row["predictions"][task.name][kind] for row in rows], [row["labels"][task.name] for row in rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+
+
+def summarise(args, tasks, rows, runs):
+    """{task: {"rows", "baselines", "scores": {metric: {variant: [points]}}, "differences", "gold", "predictions"}}"""
+    result = {}
+    for task in tasks:
+        part = {variant: seeds.get(task.name) or seeds[""] for variant, seeds in runs.items()}
+        names = ("macro_f1", "accuracy", *OTHERS) if task.labels else ("pearson",)
+        test = {variant: [run["test"][task.name] for run in seeds] for variant, seeds in part.items()}
+        scores = {name: {variant: [100 * m[name] for m in test[variant]] for variant in VARIANTS} for name in names}
+        differences = {
+            name: {f"{a} - {b}": paired_difference(scores[name][a], scores[name][b], args.margin) for a, b in PAIRS}
+            for name in names if name in METRICS
+        }  # fmt: skip
+        predictions = {v: [test_predictions(run["folder"], task)[0] for run in seeds] for v, seeds in part.items()}
+        gold = test_predictions(part["shared"][0]["folder"], task)[1]
+        first = {what: {name: 100 * value for name, value in m.items()} for what, m in baselines(task, rows).items()}
+        result[task.name] = {"rows": len(gold), "baselines": first, "scores": scores, "differences": differences,
+                             "gold": gold, "predictions": predictions}  # fmt: skip
+    return result
+
+
+def print_results(result, cost, chosen, seeds):
+    tuned = f"chosen on validation, seeds {TUNE_SEEDS}" if chosen else "not tuned (--tune)"
+    print(f"{seeds} seeds: mean ± standard deviation, in %; learning rates {tuned}")
+    for what, trial in chosen.items():
+        print(f"  {printable(what)}: {trial['chosen']}")
+    for name, task in result.items():
+        heads = [(METRICS | OTHERS)[m] for m in task["scores"]]
+        title = f"{printable(name)}, {task['rows']} test rows"
+        print(f"\n{title:30}" + "".join(f"{head:>18}" for head in heads))
+        for what, values in task["baselines"].items():
+            print(f"  {what:28}" + "".join(f"{values[m]:18.1f}" for m in task["differences"]))
+        for variant in VARIANTS:
+            print(f"  {variant:28}", end="")
+            for values in (score[variant] for score in task["scores"].values()):
+                print(f"{f'{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}':>18}", end="")
+            print()
+        for metric, differences in task["differences"].items():
+            for pair, d in differences.items():
+                interval = f"{d['mean']:+6.2f} ({d['low']:+.2f} to {d['high']:+.2f})"
+                print(f"  {METRICS[metric]:10}{pair:24}{interval:26}{in_words(d)}")
+    print(f"\n{'cost of all tasks':28}{'training':>12}{'parameters':>16}{'prediction of a text':>24}")
+    for variant, c in cost.items():
+        print(f"  {variant:26}{c['train_seconds']:10.1f} s{c['parameters']:16,}{1000 * c['seconds_per_text']:21.2f} ms")
+
+
+def draw(result, path):
+    """For each task the score of each seed under each variant, joined by lines, and the mean's 95 % interval."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(result))
+    lines = -(-len(result) // columns)
+    figure = Figure(figsize=(4.6 * columns, 4.2 * lines), layout="constrained")
+    for i, (name, task) in enumerate(result.items(), 1):
+        metric = next(iter(task["differences"]))
+        scores = np.array([task["scores"][metric][variant] for variant in VARIANTS])  # (variants, seeds)
+        axes = figure.add_subplot(lines, columns, i)
+        axes.plot(range(len(VARIANTS)), scores, "-", color="#BBBBBB", linewidth=1, zorder=1)
+        for x, values in enumerate(scores):
+            half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+            axes.plot([x] * len(values), values, "o", color="#0072B2", alpha=0.7, zorder=2, label="a seed")
+            bar = {"color": "#D55E00", "capsize": 6, "markersize": 9, "linewidth": 2, "zorder": 3}
+            axes.errorbar(x + 0.18, np.mean(values), half, fmt="D", label="mean, 95 % interval", **bar)
+        axes.set_xticks(range(len(VARIANTS)), VARIANTS)
+        axes.set_xlim(-0.4, len(VARIANTS) - 0.4)
+        axes.set(title=printable(name)[:30].replace("$", r"\$"), ylabel=f"test {METRICS[metric]} (%)")
+        axes.spines[["top", "right"]].set_visible(False)
+        if i == 1:
+            handles, labels = axes.get_legend_handles_labels()
+            figure.legend(handles[:: len(VARIANTS)], labels[:: len(VARIANTS)], loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=130, format="png")
+
+
+def main():
+    args, flags, rest = parse_args()
+    if mtbert.PROCESSES > 1:
+        raise InputError("compare.py runs in one process")
+    out = Path(args.out)
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if (found and not found & {"data.json", "data.json.partial", "compare.lock"}) or out.is_file():
+        raise InputError(f"{out} is in use, and by no comparison; name another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tune").mkdir(exist_ok=True)
+    with mtbert.locked(out / "compare.lock", out):
+        try:
+            tasks, rows = write_splits(flags, out)
+            train.print_data(tasks, rows)
+            for warning in mtbert.data_warnings(tasks, rows):
+                train.warn(warning)
+            sources = ("--data", "--val", "--test", "--tasks", "--text-column")
+            runs, chosen = train_all(args, tasks, rows, without(rest, sources), out)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt((stop.args or [130])[0], "stopped; the same command goes on") from None
+        cost = measure_cost(runs, tasks, rows)
+        result = summarise(args, tasks, rows, runs)
+        with suppress(OSError):
+            (out / "tune").rmdir()  # where it is empty
+        config = train.read_config(runs["shared"][""][0]["folder"])
+        data = {path: mtbert.file_sha256(path) for path in flags.data + flags.val + flags.test}
+        record = {"flags": vars(args) | {"train.py": rest}, "versions": config["versions"], "data_sha256": data}
+        mtbert.write(out / "compare.json", record | {"tuned": chosen, "cost": cost, "tasks": result})
+        with mtbert.replacing(out / "compare.png") as beside:
+            draw(result, beside)
+        print_results(result, cost, chosen, args.seeds)
+        print(f"\nkept in {out}: compare.json, compare.png, and a folder for each run")
+
+
+def without(argv, flags):
+    """argv without these flags and their values."""
+    kept, drop = [], False
+    for word in argv:
+        drop = word.split("=")[0] in flags or (drop and not word.startswith("--"))
+        if not drop:
+            kept.append(word)
+    return kept
+
+
+if __name__ == "__main__":
+    mtbert.run_script(main)

@@ -1,0 +1,114 @@
+"""Draw what a run folder says on one page: train.py does so at its end.
+
+python report.py runs/shared-1
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+import mtbert
+from mtbert import printable
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
+
+
+def draw(folder, path, metrics):
+    """Write a PNG to `path`: loss and validation score of each task over the steps; on the test rows each class's
+    confusions, and each number's predictions; where logged, how the tasks' gradients agree."""
+    from matplotlib.figure import Figure
+
+    entries = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text("utf-8").splitlines()]
+    steps, epochs = [e for e in entries if "loss" in e], [e for e in entries if "validation" in e]
+    conflicts = [e for e in steps if "conflict" in e]
+    pairs = [(a, b) for a, others in (conflicts[0]["conflict"]["cosines"].items() if conflicts else ()) for b in others]
+    panels = [(draw_loss, steps), (draw_validation, epochs)]
+    panels += [(draw_task, folder, name, result) for name, result in metrics["test"].items()]
+    panels += [(draw_cosines, conflicts, *pair) for pair in pairs] + [(draw_norms, conflicts)] * bool(conflicts)
+    columns = 2 if len(panels) <= 4 else 3
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.2 * columns, 4.2 * lines), layout="constrained")
+    for i, (draw_panel, *arguments) in enumerate(panels, 1):
+        draw_panel(figure.add_subplot(lines, columns, i), *arguments)
+    figure.savefig(path, dpi=110, format="png")
+
+
+def short(text, length=24):
+    text = printable(text).replace("$", r"\$")  # which would begin a formula
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def draw_loss(axes, steps):
+    axes.set(title="Training loss", xlabel="step", ylabel="loss (mean of the last 20 steps)")
+    for task, color in zip(steps[0]["loss"], COLORS * len(steps[0]["loss"]), strict=False):
+        values = np.cumsum([0.0] + [e["loss"][task] for e in steps])
+        last = np.arange(1, len(values))
+        first = np.maximum(last - 20, 0)
+        means = (values[last] - values[first]) / (last - first)
+        axes.plot([e["step"] for e in steps], means, color=color, label=short(task))
+    axes.set_ylim(0, None)
+    axes.legend()
+
+
+def draw_validation(axes, epochs):
+    axes.set(title="Validation score, an epoch a point", xlabel="step", ylabel="macro-F1, or Pearson's correlation")
+    for task, color in zip(epochs[0]["validation"], COLORS * len(epochs[0]["validation"]), strict=False):
+        scores = [mtbert.score(e["validation"][task]) for e in epochs]
+        axes.plot([e["step"] for e in epochs], scores, "o-", color=color, label=short(task))
+    axes.legend()
+
+
+def draw_task(axes, folder, name, result):
+    if "confusion" not in result:
+        lines = (Path(folder) / "test_predictions.jsonl").read_text("utf-8").splitlines()
+        rows = [row for row in map(json.loads, lines) if row["labels"][name] is not None]
+        gold, value = [row["labels"][name] for row in rows], [row["predictions"][name]["value"] for row in rows]
+        ends = [min(gold + value), max(gold + value)]
+        axes.plot(ends, ends, color="#999999", linewidth=1)
+        axes.scatter(gold, value, s=6, alpha=0.4, color=COLORS[0], edgecolors="none")
+        axes.set(title=f"{short(name)}, test: Pearson {result['pearson']:.3f}", xlabel="label", ylabel="prediction")
+        return
+    counts, labels = np.array(result["confusion"]), [short(label, 14) for label in result["per_class"]]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set(title=f"{short(name)}, test: accuracy {result['accuracy']:.3f}", xlabel="predicted", ylabel="label")
+    ticks = range(0, len(labels), -(-len(labels) // 25))
+    axes.set_xticks(ticks, [labels[i] for i in ticks], rotation=90 if len(labels) > 6 else 0)
+    axes.set_yticks(ticks, [labels[i] for i in ticks])
+    for (i, j), count in np.ndenumerate(counts) if len(labels) <= 12 else ():
+        axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i, j] > 0.6 else "black")
+
+
+def draw_cosines(axes, conflicts, one, other):
+    layers = list(zip(*(e["conflict"]["cosines"][one][other] for e in conflicts), strict=True))
+    grid = np.array(layers, dtype=float)  # (layers, steps); a cosine that there was not is NaN
+    extent = (conflicts[0]["step"], max(conflicts[-1]["step"], conflicts[0]["step"] + 1), len(grid) + 0.5, 0.5)
+    image = axes.imshow(grid, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", extent=extent, interpolation="nearest")
+    axes.figure.colorbar(image, ax=axes, label="cosine of the gradients")
+    axes.set(title=f"Conflict: {short(one, 16)} and {short(other, 16)}", xlabel="step", ylabel="encoder layer")
+
+
+def draw_norms(axes, conflicts):
+    axes.set(title="Gradient of each task, mean over steps", xlabel="encoder layer", ylabel="norm")
+    norms = [e["conflict"]["norms"] for e in conflicts]
+    for task, color in zip(norms[0], COLORS * len(norms[0]), strict=False):
+        means = np.mean([norm[task] for norm in norms], axis=0)
+        axes.plot(range(1, len(means) + 1), means, "o-", color=color, label=short(task))
+    axes.set_ylim(0, None)
+    axes.legend()
+
+
+def main():
+    parser = mtbert.Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of a finished run")
+    folder = parser.parse_args().folder
+    with mtbert.input_errors(f"{folder}: no finished run to draw"):
+        metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+        with mtbert.replacing(folder / "report.png") as beside:
+            draw(folder, beside, metrics)
+    print(folder / "report.png")
+
+
+if __name__ == "__main__":
+    mtbert.run_script(main)
