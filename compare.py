@@ -25,6 +25,7 @@ TUNE_SEEDS = (1000, 1001)
 RATES = (["--lr", "5e-5"], ["--lr", "1e-4"], ["--lr", "2e-4"], ["--lr", "4e-4"])
 RATE_PAIRS = [["--lr", lr, "--head-lr", head_lr] for lr, head_lr in
               (("5e-5", "5e-3"), ("1e-4", "1e-3"), ("1e-4", "5e-3"), ("2e-4", "5e-3"))]  # fmt: skip
+SOURCES = ("--data", "--val", "--test", "--tasks", "--text-column")  # train.py's flags that OUT/data.json replaces
 METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "pearson": "Pearson"}  # that are compared
 OTHERS = {"ece": "calibr. error", "ece_uncalibrated": "uncalibrated"}
 
@@ -71,14 +72,14 @@ def paired_difference(first, second, margin=1.0):
     if result["low"] > 0 or result["high"] < 0:
         return result | {"verdict": "better" if mean > 0 else "worse"}
     distance = max(abs(mean), margin - abs(mean))  # of the mean from the end that the interval must clear
-    many = np.arange(n + 1, 10_000)
+    many = np.arange(n + 1, 1001)
     enough = (stats.t.ppf(0.975, many - 1) + stats.t.ppf(0.8, many - 1)) * spread / np.sqrt(many) <= distance
     return result | {"verdict": "undecided", "seeds": int(many[enough][0]) if enough.any() else None}
 
 
 def in_words(difference):
     if difference["verdict"] == "undecided":
-        return f"undecided; about {difference['seeds'] or 'ten thousand'} seeds would probably decide it"
+        return f"undecided; about {difference['seeds'] or 'a thousand or more'} seeds would probably decide it"
     return difference["verdict"]
 
 
@@ -143,16 +144,19 @@ def train_once(folder, argv):
             raise InputError(f"{folder} is a run with other flags; name another folder with --out")
         argv = ["--resume", str(folder)]
     if not (folder / "metrics.json").exists():
-        with open(f"{folder}.txt", "a") as file, redirect_stdout(file), redirect_stderr(file):
-            train.main(argv)
+        try:
+            with open(f"{folder}.txt", "a") as file, redirect_stdout(file), redirect_stderr(file):
+                train.main(argv)
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
     return json.loads((folder / "metrics.json").read_text("utf-8"))
 
 
 class Progress:
-    """Lines on standard error: what is running, and for how long still, from the time of what ran so far."""
+    """Lines on standard error: which of `count` runs is on, and for how long still; `work` is rows to be trained on."""
 
-    def __init__(self, work):
-        self.work, self.count, self.done, self.number, self.start = work, 0, 0, 0, time.perf_counter()
+    def __init__(self, work, count):
+        self.work, self.count, self.done, self.number, self.start = work, count, 0, 0, time.perf_counter()
 
     def run(self, what, work, folder, argv):
         self.number += 1
@@ -182,8 +186,7 @@ def train_all(args, tasks, rows, rest, out):
 
     trials = {variant: RATE_PAIRS if variant == "separate-lr" else RATES for variant in VARIANTS} if args.tune else {}
     repeats = args.seeds + (len(TUNE_SEEDS) * len(RATES) if args.tune else 0)
-    progress = Progress(repeats * sum(count for *_, count in models))
-    progress.count = repeats * len(models)
+    progress = Progress(repeats * sum(count for *_, count in models), repeats * len(models))
     result, chosen = {variant: {} for variant in VARIANTS}, {}
     for variant, task, flags, count in models:
         what = f"{variant} {task}".strip()
@@ -331,8 +334,7 @@ def main():
             train.print_data(tasks, rows)
             for warning in mtbert.data_warnings(tasks, rows):
                 train.warn(warning)
-            sources = ("--data", "--val", "--test", "--tasks", "--text-column")
-            runs, chosen = train_all(args, tasks, rows, without(rest, sources), out)
+            runs, chosen = train_all(args, tasks, rows, without(rest, SOURCES), out)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt((stop.args or [130])[0], "stopped; the same command goes on") from None
         cost = measure_cost(runs, tasks, rows)

@@ -23,11 +23,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import compare
 import mtbert
 from mtbert import Dataset, InputError, Row, Task
 
@@ -458,6 +460,8 @@ def test_a_collated_batch_holds_the_tokens_of_its_rows_padded_to_a_multiple_of_e
     assert batch["token_type_ids"].tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]
     config.max_position_embeddings = 512
     assert mtbert.collate(data, np.array([2, 0]), config, "cpu")["input_ids"].shape == (2, 8)
+    with torch.inference_mode():
+        assert mtbert.collate(data, np.array([2, 0]), config, "cpu")["input_ids"].shape == (2, 4)
     assert batch["labels"]["a"].tolist() == [-100, 0]
 
 
@@ -485,6 +489,29 @@ def test_two_equal_runs_are_equal_to_the_bit_and_another_seed_is_not(tiny, tmp_p
     runs = [train_tiny(tiny, tmp_path / name, "--seed", name[-1]) for name in ("a3", "b3", "c4")]
     assert runs[0][1] == runs[1][1] != runs[2][1]
     assert all(torch.equal(runs[0][0][name], runs[1][0][name]) for name in runs[0][0])
+
+
+def test_a_watched_run_is_equal_to_the_bit_and_its_cosines_are_those_of_separate_gradients(tiny, tmp_path):
+    plain, log = train_tiny(tiny, tmp_path / "plain", "--dropout", "0.2")
+    watched, watched_log = train_tiny(tiny, tmp_path / "watched", "--dropout", "0.2", "--conflict-every", "4")
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)
+    conflicts = [entry.pop("conflict", None) for entry in watched_log]
+    assert watched_log == log and [i for i, entry in enumerate(conflicts, 1) if entry] == [4, 8, 12]
+
+    model = tiny_model(tiny, TWO)
+    data = mtbert.encode(model.tokenizer, make_rows(*({"mood": "bad", "stars": i / 4} for i in range(6))), TWO)
+    found = mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "stars": 3.0}, 2)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    loss = model(**mtbert.collate(data, np.arange(6), model.encoder.config, "cpu"))[1]
+    for i, layer in enumerate(model.encoder.layers):
+        one, other = (torch.cat([g.flatten() for g in torch.autograd.grad(loss[name], list(layer.parameters()), retain_graph=True)])
+                      for name in ("mood", "stars"))  # fmt: skip
+        assert found["norms"]["mood"][i] == pytest.approx(one.norm().item(), rel=1e-4)
+        assert found["norms"]["stars"][i] == pytest.approx(3 * other.norm().item(), rel=1e-4)
+        cosine = torch.nn.functional.cosine_similarity(one, other, dim=0).item()
+        assert found["cosines"]["mood"]["stars"][i] == pytest.approx(cosine, abs=1e-4)
+    data.labels["stars"][:] = math.nan  # no label, no gradient, no cosine
+    assert mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "stars": 1.0}, 1)["cosines"]["mood"]["stars"] == [None, None]
 
 
 @pytest.mark.parametrize("variant", ["shared", "separate-lr"])
@@ -531,12 +558,15 @@ def test_training_equals_a_loop_written_by_hand(tiny, tmp_path, variant):
 def test_the_best_epoch_is_saved_and_every_epoch_trains_with_dropout(tiny, tmp_path, monkeypatch):
     scores, states, modes = iter([0.2, 0.9, 0.1]), [], []
 
-    def evaluate(model, data):
+    def compute_logits(model, data):
         model.eval()
         states.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    def evaluate(tasks, data, logits):
         return {"mood": {"macro_f1": next(scores)}, "stars": {"pearson": 0.3}}
 
     forward = mtbert.MTBert.forward
+    monkeypatch.setattr(mtbert, "compute_logits", compute_logits)
     monkeypatch.setattr(mtbert, "evaluate", evaluate)
     monkeypatch.setattr(mtbert.MTBert, "forward", lambda self, *a, **k: modes.append(self.training) or forward(self, *a, **k))
     train_tiny(tiny, tmp_path / "a", "--epochs", "3")
@@ -547,7 +577,8 @@ def test_the_best_epoch_is_saved_and_every_epoch_trains_with_dropout(tiny, tmp_p
 
 def test_batches_differ_between_epochs_and_seeds(tiny, tmp_path, monkeypatch):
     seen, collate = [], mtbert.collate
-    monkeypatch.setattr(mtbert, "evaluate", lambda model, data: {"mood": {"macro_f1": 0.0}})
+    monkeypatch.setattr(mtbert, "compute_logits", lambda model, data: None)
+    monkeypatch.setattr(mtbert, "evaluate", lambda tasks, data, logits: {"mood": {"macro_f1": 0.0}})
     monkeypatch.setattr(mtbert, "collate", lambda data, rows, *a: seen.append(tuple(rows)) or collate(data, rows, *a))
     for seed in "01":
         train_tiny(tiny, tmp_path / seed, "--seed", seed)
@@ -787,6 +818,32 @@ def test_metrics_are_those_computed_by_hand():
     assert n["rmse"] == pytest.approx(2 * math.sqrt((0 + 1 + 1 + 0.25) / 4))
     assert n["mean_rmse"] == pytest.approx(2 * math.sqrt((1 + 0 + 1 + 9) / 4))
     assert n["pearson"] == pytest.approx(np.corrcoef(gold["n"][:4], guess["n"][:4])[0, 1]) and n["spearman"] == pytest.approx(1)
+
+
+def test_calibration_error_is_that_of_a_table_made_by_hand():
+    p = np.array([[0.95, 0.05], [0.95, 0.05], [0.3, 0.7], [0.31, 0.69], [1.0, 0.0]])  # bins of 0.95, of 0.7, and of 1.0
+    gold = np.array([0, 1, 1, 1, 0])
+    assert mtbert.calibration_error(p, gold) == pytest.approx((abs(0.95 - 0 + 0.95 + 1.0 - 2) + abs(0.7 + 0.69 - 2)) / 5)
+    assert mtbert.calibration_error(np.eye(3)[[0, 1, 2]], np.array([0, 1, 2])) == 0
+
+
+def test_calibration_finds_a_planted_temperature_and_predictions_are_made_with_it(tiny, tmp_path):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 3))
+    gold = np.array([rng.choice(3, p=p) for p in mtbert.softmax(logits)])
+    tasks = [Task("a", [0, 1, 2], [1, 1, 1], {"0": "0", "1": "1", "2": "2"}), Task("n", None), Task("none", [0], [1], {"0": "0"})]
+    data = type("Data", (), {"labels": {"a": gold, "n": np.full(20_000, 1.0), "none": np.full(20_000, -100)}})
+    outputs = {"a": 2.5 * logits, "n": logits[:, :1], "none": logits[:, :1]}
+    mtbert.calibrate(tasks, data, outputs)
+    assert tasks[0].temperature == pytest.approx(2.5, rel=0.05) and [task.temperature for task in tasks[1:]] == [1, 1]
+    result = mtbert.evaluate(tasks, data, outputs)["a"]
+    assert result["ece"] < 0.015 < 0.1 < result["ece_uncalibrated"]
+    probabilities = mtbert.decode(tasks[0], outputs["a"][0])["probabilities"]
+    assert list(probabilities.values()) == pytest.approx(mtbert.softmax(logits[0]), abs=0.02)
+
+    model = tiny_model(tiny, tasks)
+    mtbert.save(model, tmp_path)
+    assert [task.temperature for task in mtbert.load(tmp_path).tasks] == [task.temperature for task in tasks]
 
 
 def test_predictions_are_softmax_and_rescaled_numbers():
@@ -1109,6 +1166,33 @@ def test_what_is_probably_a_mistake_in_the_rows_is_said_once(script, tiny, tmp_p
     ]
 
 
+def test_association_is_one_for_labels_that_give_each_other_away_and_about_zero_for_independent_ones():
+    rng = np.random.default_rng(0)
+    labels = [(int(a), "xyz"[a], int(rng.integers(4))) for a in rng.integers(3, size=3000)]
+    rows = make_rows(*(dict(zip("abc", row, strict=True)) for row in labels), {"a": 1}, {"d": "alone"})
+    tasks = [Task(name, [0, 1]) for name in "abcd"] + [Task("n", None)]
+    found = {(one, other): v for v, one, other in mtbert.associations(tasks, rows)}
+    assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
+    assert found["a", "b"] == pytest.approx(1) and found["a", "c"] < 0.05
+
+
+def test_train_says_what_is_in_the_rows_and_leaves_the_test_rows_out_where_told(script, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"film {i},{'yes' if i % 2 else 'no'},{i % 2},{'a' if i < 30 else ''}{'b' if i > 25 else ''}" for i in range(60)]
+    Path("a.csv").write_text("\n".join(["text,liked,same,part", *lines]))
+    flags = ["--data", "a.csv", "--test", "a.csv", "--encoder", tiny, "--epochs", "1", "--no-test", "--conflict-every", "2"]
+    status, out, err = script("train.py", *flags, "--out", "run")
+    assert status == 0 and "'liked' and 'same' nearly give each other away: Cramér's V 1.00" in err
+    assert re.search(r"^liked +\d+ +\d+ +0  2 \(0\.5\d\d\)$", out, re.M) and "association of liked and part" in out
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert metrics["test"] == {} and metrics["validation"] and Path("run/test_predictions.jsonl").read_text() == ""
+    picture = Path("run/report.png").read_bytes()
+    Path("run/report.png").unlink()
+    assert script("report.py", "run")[:2] == (0, "run/report.png\n") and Path("run/report.png").read_bytes() == picture
+    status, _, err = script("report.py", "nowhere")
+    assert status == 2 and err.startswith("report.py: error: nowhere: no finished run to draw")
+
+
 def test_two_processes_do_not_write_one_output_and_a_full_disk_is_one_line(script, finished, tmp_path):
     output = tmp_path / "out"
     with mtbert.locked(f"{output}.lock", output):
@@ -1137,7 +1221,9 @@ def test_train_and_predict_on_a_part_of_the_sample_with_the_bundled_encoder(scri
     assert re.search(r"^heads +2 +3,072 +4\.0e-04 +0\.01$", out, re.M) and "saved in runs/shared-1" in out
     run = Path("runs/shared-1")
     metrics = json.loads((run / "metrics.json").read_text())
-    assert {f.name for f in run.iterdir()} == {"config.json", "log.jsonl", "metrics.json", "model.safetensors", "tokenizer.json"}
+    assert {f.name for f in run.iterdir()} == {
+        "config.json", "log.jsonl", "metrics.json", "model.safetensors", "report.png", "test_predictions.jsonl", "tokenizer.json"
+    }  # fmt: skip
     assert metrics["test"]["category"]["accuracy"] > 0.4 and metrics["train_seconds"] > 0
     assert metrics["test"]["category"]["majority_accuracy"] < 0.35
     config = json.loads((run / "config.json").read_text())
@@ -1331,3 +1417,108 @@ def test_texts_beyond_the_maximum_are_cut_and_counted_once(script, finished, tin
     status, out, _ = script("train.py", "--data", "long.json", "--encoder", tiny, "--max-length", "4", "--epochs", "1")
     assert out.count("28 texts are longer than 4 tokens and were cut") == 1
     assert math.isfinite(json.loads(Path("runs/shared-2/metrics.json").read_text())["train_seconds"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The comparison
+
+
+def test_intervals_cover_zero_as_often_as_they_say_and_a_planted_difference_is_found():
+    """2,000 experiments of five seeds, in which runs of a seed share what the seed brings."""
+    rng = np.random.default_rng(0)
+    for planted, verdict, share in ((0, None, 0.95), (3, "better", None), (-3, "worse", None)):
+        common = rng.normal(70, 5, (2000, 5))
+        first, second = common + rng.normal(0, 2, common.shape) * 0.5**0.5, common + rng.normal(0, 2, common.shape) * 0.5**0.5
+        found = [compare.paired_difference(a + planted * 2, b) for a, b in zip(first, second, strict=True)]
+        if share:
+            covered = np.mean([d["low"] <= 0 <= d["high"] for d in found])
+            assert abs(covered - share) < 0.02
+            assert np.mean([d["verdict"] in ("better", "worse") for d in found]) < 0.07
+        else:
+            assert np.mean([d["verdict"] == verdict for d in found]) > 0.95
+
+
+def test_verdicts():
+    same = compare.paired_difference([70.1, 71.2, 69.0], [70.1, 71.2, 69.0])
+    assert (same["verdict"], same["low"], same["high"]) == ("equivalent", 0, 0)
+    near = ([70.4, 71.6, 69.5], [70.0, 71.1, 69.1])
+    assert compare.paired_difference(*near)["verdict"] == "equivalent"  # 0.2 to 0.6
+    assert compare.paired_difference(*near, margin=0.1)["verdict"] == "better"
+    assert compare.paired_difference(*near[::-1], margin=0.1)["verdict"] == "worse"
+    open_ = compare.paired_difference([72, 69, 71, 70], [70, 70, 70, 70])
+    low, high = scipy.stats.ttest_rel([72, 69, 71, 70], [70, 70, 70, 70]).confidence_interval(0.95)
+    assert open_["verdict"] == "undecided" and (open_["low"], open_["high"]) == pytest.approx((low, high))
+    # with as many seeds, of the same mean and spread, the interval leaves zero in 80 of 100 experiments
+    rng, n = np.random.default_rng(0), compare.paired_difference([72, 69, 71, 70], [70, 70, 70, 70], margin=0)["seeds"]
+    noise = rng.normal(0.5, np.std([2, -1, 1, 0], ddof=1), (400, n))
+    found = [compare.paired_difference(row, np.zeros(n), margin=0)["verdict"] for row in noise]
+    assert 0.75 < found.count("better") / 400 < 0.85
+
+
+def test_compare_trains_every_variant_survives_interruption_and_reports(script, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = Random(0)
+    lines = [f"film {i} is {'good' if i % 2 else 'bad'} {rng.random()},{'yes' if i % 2 else 'no'},{i / 8}" for i in range(48)]
+    Path("a.csv").write_text("\n".join(["text,liked,stars", *lines[:36]]))
+    Path("t.csv").write_text("\n".join(["text,liked,stars", *lines[36:]]))
+    flags = ["--data", "a.csv", "--test", "t.csv", "--encoder", tiny, "--epochs", "2", "--seeds", "2", "--out", "c"]
+    train_, calls = mtbert.train, Counter()
+
+    def stopped(*arguments):
+        calls["all"] += 1
+        if calls["all"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return train_(*arguments)
+
+    monkeypatch.setattr(mtbert, "train", stopped)
+    status, out, err = script("compare.py", *flags)
+    assert status == 130 and err.endswith("compare.py: stopped; the same command goes on\n") and not Path("c/compare.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in Path("c").glob("*/metrics.json")}
+    assert len(kept) == 3
+    status, out, err = script("compare.py", *flags)
+    assert status == 0 and {path: path.stat().st_mtime_ns for path in kept} == kept and calls["all"] == 9
+    assert "run 8 of 8: separate-lr, seed 1; about" in err and "learning rates not tuned" in out
+    result = json.loads(Path("c/compare.json").read_text())
+    tasks = result["tasks"]
+    assert set(tasks["liked"]["scores"]["accuracy"]) == {"single", "shared", "separate-lr"} and tasks["stars"]["rows"] == 12
+    for task, kind in (("liked", "macro_f1"), ("stars", "pearson")):
+        for variant, name in (("single", f"single-{task}"), ("shared", "shared")):
+            metrics = [json.loads(Path(f"c/{name}-{seed}/metrics.json").read_text()) for seed in (0, 1)]
+            assert tasks[task]["scores"][kind][variant] == [100 * m["test"][task][kind] for m in metrics]
+    right = np.mean(np.array(tasks["liked"]["predictions"]["shared"][1]) == np.array(tasks["liked"]["gold"]))
+    assert tasks["liked"]["scores"]["accuracy"]["shared"][1] == pytest.approx(100 * right)
+    assert tasks["liked"]["baselines"]["TF-IDF, linear"]["accuracy"] == 100
+    assert result["cost"]["single"]["parameters"] > 1.9 * result["cost"]["shared"]["parameters"]
+    assert Path("c/compare.png").read_bytes()[:4] == b"\x89PNG" and result["flags"]["train.py"][0] == "--data"
+
+    alone = ["--variant", "single", "--tasks", "liked", "--seed", "1", "--epochs", "2", "--encoder", tiny, "--data", "c/data.json"]
+    assert script("train.py", *alone, "--out", "alone")[0] == 0  # in a process that has trained other models
+    assert all(Path(f"alone/{f}").read_bytes() == Path(f"c/single-liked-1/{f}").read_bytes() for f in ("log.jsonl", "model.safetensors"))
+
+    for wrong, words in (
+        (["--lr", "1e-3"], "is a run with other flags"), (["--seed", "3"], "chooses --seed itself"), (["--out", "alone"], "in use"),
+        (["--tasks", "liked"], "two tasks or more"), (["--test", "a.csv"], "other rows"), (["--nonsense"], "unrecognized"),
+    ):  # fmt: skip
+        status, _, err = script("compare.py", *flags, *wrong)
+        assert status == 2 and words in err and err.count("\n") <= 2, err
+
+
+def test_compare_tunes_on_validation_rows_with_seeds_that_no_result_has(tiny, tmp_path, monkeypatch):
+    assert len(compare.RATES) == len(compare.RATE_PAIRS) and min(compare.TUNE_SEEDS) >= 1000
+    monkeypatch.setattr(compare, "RATES", compare.RATES[:2])
+    monkeypatch.setattr(compare, "RATE_PAIRS", compare.RATE_PAIRS[1:3])
+    monkeypatch.setattr(compare, "TUNE_SEEDS", (1000,))
+    monkeypatch.chdir(tmp_path)
+    lines = [f"film {i} is {'good' if i % 2 else 'bad'},{'yes' if i % 2 else 'no'},{i % 3}" for i in range(40)]
+    Path("a.csv").write_text("\n".join(["text,liked,stars", *lines]))
+    flags = ["--data", "a.csv", "--test", "a.csv", "--encoder", tiny, "--epochs", "1", "--seeds", "2", "--tune", "--out", "c"]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, flags)])
+    compare.main()
+    result = json.loads(Path("c/compare.json").read_text())
+    assert set(result["tuned"]) == {"single liked", "single stars", "shared", "separate-lr"}
+    for what, trial in result["tuned"].items():
+        assert len(trial["validation"]) == 2 and trial["validation"][trial["chosen"]] == max(trial["validation"].values())
+        flags = json.loads(Path(f"c/{what.replace(' ', '-')}-0/config.json").read_text())["flags"]
+        assert trial["chosen"].split()[1] == flags["argv"][flags["argv"].index("--lr") + 1] and ("--head-lr" in trial["chosen"]) == (what == "separate-lr")
+    trials = [json.loads(path.read_text()) for path in Path("c/tune").glob("*/metrics.json")]
+    assert len(trials) == 8 and all(trial["test"] == {} for trial in trials) and not list(Path("c/tune").glob("*/*.safetensors"))

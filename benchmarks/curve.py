@@ -1,0 +1,97 @@
+"""Where sharing should show: few labels of one task, all of the other's. `single` against `shared`, over seeds.
+
+python benchmarks/curve.py --data train.jsonl --test test.jsonl --out runs/curve --seeds 3 [flags of train.py]
+
+For each task in turn 5, 10, 25, 50 and 100 % of its training labels are kept, the first of one shuffled order, and all
+of the other tasks'; validation and test rows stay whole. Finished runs are kept. Writes curve.json and curve.png.
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import compare
+import mtbert
+
+PERCENT = (5, 10, 25, 50, 100)
+
+
+def keep_labels(content, task, percent, path):
+    """Write to `path` the splits of data.json with `percent` of the training labels of `task`; every class keeps one."""
+    order = [i for i, row in enumerate(content["train"]) if task in row]
+    random.Random(0).shuffle(order)
+    kept = set(order[: max(1, round(len(order) * percent / 100))])
+    for label in {content["train"][i][task] for i in order} if task in content["label_names"] else ():
+        kept.add(next(i for i in order if content["train"][i][task] == label))
+    train_rows = [
+        {key: value for key, value in row.items() if key != task or i in kept} for i, row in enumerate(content["train"])
+    ]
+    mtbert.write(path, content | {"train": train_rows})
+    return len(kept)
+
+
+def draw(result, path):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(result), 4.2), layout="constrained")
+    for i, (task, points) in enumerate(result.items(), 1):
+        axes = figure.add_subplot(1, len(result), i)
+        x = [point["labels"] for point in points]
+        for variant, color, marker in (("single", "#D55E00", "o"), ("shared", "#0072B2", "s")):
+            means = [np.mean(point[variant]) for point in points]
+            spread = [np.std(point[variant], ddof=1) for point in points]
+            axes.errorbar(x, means, spread, color=color, marker=marker, capsize=4, label=variant)
+        axes.set_xscale("log")
+        axes.set_xticks(x, [f"{point['percent']} %\n{point['labels']}" for point in points])
+        axes.minorticks_off()
+        xlabel = "training labels of this task, all of the other's"
+        axes.set(title=task, xlabel=xlabel, ylabel=f"test {points[0]['metric']} (%)")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(title="mean ± standard deviation")
+    figure.savefig(path, dpi=130, format="png")
+
+
+def main():
+    args, flags, rest = compare.parse_args()
+    out, result = Path(args.out), {}
+    out.mkdir(parents=True, exist_ok=True)
+    tasks, rows = compare.write_splits(flags, out)
+    rest = compare.without(rest, compare.SOURCES)
+    content = json.loads((out / "data.json").read_text("utf-8"))
+    work = args.seeds * sum(len(rows["train"]) * (1 + percent / 100) for percent in PERCENT) * len(tasks)
+    progress = compare.Progress(work, 2 * args.seeds * len(PERCENT) * len(tasks))
+    for task in tasks:
+        name, result[task.name] = "macro_f1" if task.labels else "pearson", []
+        for percent in PERCENT:
+            folder = out / f"{compare.quote(task.name, safe='')}-{percent}"
+            folder.mkdir(exist_ok=True)
+            count = keep_labels(content, task.name, percent, folder / "data.json")
+            point = {"percent": percent, "labels": count, "metric": compare.METRICS[name], "single": [], "shared": []}
+            for seed in range(args.seeds):
+                for variant, own in (("single", ["--tasks", task.name]), ("shared", [])):
+                    argv = [*rest, "--data", str(folder / "data.json"), "--variant", variant, *own, "--seed", str(seed)]
+                    cost = count if variant == "single" else len(rows["train"])
+                    what = f"{task.name}, {percent} %, {variant}, seed {seed}"
+                    metrics = progress.run(what, cost, folder / f"{variant}-{seed}", argv)
+                    point[variant].append(100 * metrics["test"][task.name][name])
+            result[task.name].append(point)
+    for task, points in result.items():
+        print(f"\n{task}, test {points[0]['metric']} in %: mean ± standard deviation of {args.seeds} seeds")
+        print(f"{'labels':>12}{'single':>16}{'shared':>16}   shared - single, 95 % interval")
+        for point in points:
+            print(f"{point['labels']:5} ({point['percent']:3} %)", end="")
+            for variant in ("single", "shared"):
+                print(f"{f'{np.mean(point[variant]):.1f} ± {np.std(point[variant], ddof=1):.1f}':>16}", end="")
+            d = point["difference"] = compare.paired_difference(point["shared"], point["single"], args.margin)
+            print(f"   {d['mean']:+.2f} ({d['low']:+.2f} to {d['high']:+.2f})  {compare.in_words(d)}")
+    mtbert.write(out / "curve.json", {"flags": vars(flags), "tasks": result})
+    with mtbert.replacing(out / "curve.png") as beside:
+        draw(result, beside)
+
+
+if __name__ == "__main__":
+    mtbert.run_script(main)
