@@ -105,7 +105,8 @@ def length(task, rows, folder, args):
     is in bfloat16 too where the processor computes in it; elsewhere that is only emulated, and many times slower.
     """
     ours, predictor = load_mtbert([task]), mtbert.load(folder / "model", "cpu")
-    theirs, tokenizer, result = Mean(predictor.heads[mtbert.head(task)]), predictor.tokenizer, defaultdict(list)
+    theirs = Mean(mtbert.load(folder / "model", "cpu", "float32"))
+    tokenizer, result = predictor.tokenizer, defaultdict(list)
     theirs.bert.set_attn_implementation("sdpa")
     half = copy.deepcopy(theirs)
     half.bert.bfloat16()

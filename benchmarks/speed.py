@@ -3,6 +3,8 @@
 pip install -r benchmarks/requirements.txt
 python benchmarks/speed.py --data train.jsonl --val dev.jsonl --test test.jsonl --tasks sentiment
 python benchmarks/speed.py ... --parts train --rounds 5 --train-rows 640
+python benchmarks/speed.py ... --parts learn                            # test accuracy, and seconds until 68 % on validation
+python benchmarks/speed.py ... --parts agree --model runs/shared-1      # labels in bfloat16 and int8 against float32's
 
 The contenders alternate in one process. Writes speed.json and speed.png to --out. All start from the same weights and
 take the same rows, in batches of 32; texts are tokenized beforehand in training, and within the time in prediction.
@@ -35,6 +37,7 @@ import train
 
 FOLDER = mtbert.find_encoder(mtbert.DEFAULT_ENCODER)[0]
 BATCH = 32
+PARTS = ("train", "predict", "one", "learn", "agree")
 
 
 def load_tokenizer():
@@ -53,13 +56,19 @@ def load_mtbert(tasks):
 
 
 class Mean(nn.Module):
-    """transformers' BertModel with mean pooling and a linear head: what the prediction contenders compute."""
+    """transformers' BertModel with mean pooling and a linear head, with the weights of an MTBert."""
 
-    def __init__(self, heads):
+    def __init__(self, model):
         super().__init__()
         self.bert = transformers.AutoModel.from_pretrained(FOLDER, add_pooling_layer=False, attn_implementation="eager")
-        self.head = nn.Linear(384, len(heads.weight))
-        self.head.load_state_dict(heads.state_dict())
+        state = {}
+        for name, parameter in model.encoder.named_parameters():
+            *layer, module, kind = name.replace("layers.", "encoder.layer.").split(".")
+            parts = mtbert.WEIGHTS[module]
+            for part, tensor in zip(parts, parameter.chunk(len(parts)), strict=True):
+                state[".".join([*layer, part, kind])] = tensor
+        self.bert.load_state_dict(state)
+        self.head = copy.deepcopy(next(iter(model.heads.values())))
 
     def forward(self, input_ids, attention_mask, token_type_ids):
         hidden = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).last_hidden_state
@@ -208,7 +217,7 @@ def predict_onnx(model, texts, int8=False):
     names = ["input_ids", "attention_mask", "token_type_ids"]
     axes = {name: {0: "batch", 1: "tokens"} for name in names} | {"logits": {0: "batch"}}
     torch.onnx.export(
-        Mean(model.heads["head_sentiment"]).eval(), (example,) * 3, path, input_names=names, output_names=["logits"],
+        Mean(model).eval(), (example,) * 3, path, input_names=names, output_names=["logits"],
         dynamic_axes=axes, opset_version=17, dynamo=False,
     )  # fmt: skip
     optimize_model(path, model_type="bert", num_heads=12, hidden_size=384).save_model_to_file(path)
@@ -332,7 +341,8 @@ def main():
     parser.add_argument("--val", nargs="+", default=[])
     parser.add_argument("--test", nargs="+", default=[])
     parser.add_argument("--tasks", nargs=1, default=["sentiment"])
-    parser.add_argument("--parts", nargs="+", choices=("train", "predict", "one", "learn"), default=["train", "predict", "one"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:3])
+    parser.add_argument("--model", help="of part agree: a run folder whose first task is that of --tasks")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3, help="of part learn, the whole training set and test's accuracy")
     parser.add_argument("--epochs", type=int, default=3, help="of part learn")
@@ -413,7 +423,23 @@ def main():
             test = [run["test"] for run in runs]
             print(f"{name:40}{np.mean(test):8.4f} ± {np.std(test, ddof=min(1, len(test) - 1)):.4f}   {' '.join(f'{s:.0f}' for s in reached)}")
 
-    for part in (part for part in args.parts if part != "learn"):
+    if "agree" in args.parts:
+        trained, texts = mtbert.load(args.model, dtype="float32"), [row.text for row in rows["test"]]
+        gold = np.array([trained.tasks[0].labels.index(row.labels[task.name]) for row in rows["test"]])
+        runs = {
+            "mtbert, float32": predict_mtbert(trained, texts, "float32"),
+            "mtbert, bfloat16": predict_mtbert(trained, texts, "bfloat16"),
+            "ONNX Runtime, float32": predict_onnx(trained, texts),
+            "ONNX Runtime, dynamic int8": predict_onnx(trained, texts, int8=True),
+        }
+        guesses = {name: run(texts) for name, run in runs.items()}
+        result["agree"] = {}
+        for name, guess in guesses.items():
+            same, right = np.mean(guess == guesses["mtbert, float32"]), np.mean(guess == gold)
+            result["agree"][name] = {"same_as_float32": float(same), "accuracy": float(right)}
+            print(f"{name:40}{same:8.2%} of {len(gold)} labels as in float32, accuracy {right:.2%}")
+
+    for part in (part for part in args.parts if part not in ("learn", "agree")):
         entry = result[part]
         reference = np.array(entry["seconds"]["predict.py" if part == "one" else "mtbert"])
         print(f"\n{part:40}{'median':>10}{'min':>10}{'max':>10}{'time of mtbert / its':>22}{'of the limit':>14}")
@@ -426,7 +452,7 @@ def main():
             print("" if part == "one" else f"{entry['flops'] / np.median(seconds) / limit:14.1%}")
     args.out.mkdir(parents=True, exist_ok=True)
     mtbert.write(args.out / "speed.json", result)
-    if set(args.parts) != {"learn"}:
+    if set(args.parts) & {"train", "predict", "one"}:
         draw(result, args.out / "speed.png")
 
 
