@@ -24,9 +24,11 @@ def draw(folder, path, metrics):
     conflicts = [e for e in steps if "conflict" in e]
     pairs = [(a, b) for a, others in (conflicts[0]["conflict"]["cosines"].items() if conflicts else ()) for b in others]
     panels = [(draw_loss, steps), (draw_validation, epochs)]
-    panels += [(draw_task, folder, name, result) for name, result in metrics["test"].items()]
+    config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
+    names = {task["name"]: task["names"] for task in config["tasks"]}
+    panels += [(draw_task, folder, task, names[task], result) for task, result in metrics["test"].items()]
     panels += [(draw_cosines, conflicts, *pair) for pair in pairs] + [(draw_norms, conflicts)] * bool(conflicts)
-    columns = 2 if len(panels) <= 4 else 3
+    columns = 2 if len(panels) in (2, 4) else 3
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 4.2 * lines), layout="constrained")
     for i, (draw_panel, *arguments) in enumerate(panels, 1):
@@ -59,7 +61,7 @@ def draw_validation(axes, epochs):
     axes.legend()
 
 
-def draw_task(axes, folder, name, result):
+def draw_task(axes, folder, name, names, result):
     if "confusion" not in result:
         lines = (Path(folder) / "test_predictions.jsonl").read_text("utf-8").splitlines()
         rows = [row for row in map(json.loads, lines) if row["labels"][name] is not None]
@@ -69,12 +71,13 @@ def draw_task(axes, folder, name, result):
         axes.scatter(gold, value, s=6, alpha=0.4, color=COLORS[0], edgecolors="none")
         axes.set(title=f"{short(name)}, test: Pearson {result['pearson']:.3f}", xlabel="label", ylabel="prediction")
         return
-    counts, labels = np.array(result["confusion"]), [short(label, 14) for label in result["per_class"]]
+    counts = np.array(result["confusion"])
+    labels = [short(mtbert.describe_class(label, names[label]), 14) for label in result["per_class"]]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set(title=f"{short(name)}, test: accuracy {result['accuracy']:.3f}", xlabel="predicted", ylabel="label")
     ticks = range(0, len(labels), -(-len(labels) // 25))
-    axes.set_xticks(ticks, [labels[i] for i in ticks], rotation=90 if len(labels) > 6 else 0)
+    axes.set_xticks(ticks, [labels[i] for i in ticks], rotation=90 if len("".join(labels)) > 40 else 0)
     axes.set_yticks(ticks, [labels[i] for i in ticks])
     for (i, j), count in np.ndenumerate(counts) if len(labels) <= 12 else ():
         axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i, j] > 0.6 else "black")
