@@ -4,6 +4,7 @@ pip install -r benchmarks/requirements.txt
 python benchmarks/speed.py --data train.jsonl --val dev.jsonl --test test.jsonl --tasks sentiment
 python benchmarks/speed.py ... --parts train --rounds 5 --train-rows 640
 python benchmarks/speed.py ... --parts learn                            # test accuracy, and seconds until 68 % on validation
+python benchmarks/speed.py ... --parts profile                          # which operators mtbert's time goes to
 python benchmarks/speed.py ... --parts agree --model runs/shared-1      # labels in bfloat16 and int8 against float32's
 
 The contenders alternate in one process. Writes speed.json and speed.png to --out. All start from the same weights and
@@ -37,7 +38,7 @@ import train
 
 FOLDER = mtbert.find_encoder(mtbert.DEFAULT_ENCODER)[0]
 BATCH = 32
-PARTS = ("train", "predict", "one", "learn", "agree")
+PARTS = ("train", "predict", "one", "learn", "agree", "profile")
 
 
 def load_tokenizer():
@@ -266,6 +267,19 @@ def matmul_rate(dtype, tokens=1024, seconds=2.0):
     return done / (time.perf_counter() - start)
 
 
+def profile(what, run, most=12):
+    """Print the operators that take most of run()'s time, and return their shares."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        run()
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    shares = {event.key: event.self_cpu_time_total / total for event in events[:most]}
+    print(f"\n{what}: share of the operators' time")
+    for name, share in shares.items():
+        print(f"  {name[:60]:60}{share:8.1%}")
+    return shares
+
+
 def whole_process(command):
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, cwd=HERE)
@@ -292,6 +306,11 @@ def alternate(contenders, rounds):
                 seconds[name].append(run())
             print(f"round {i + 1}/{rounds}  {name:40}{seconds[name][-1]:8.2f} s", flush=True)
     return seconds
+
+
+def redirected(run, *arguments):
+    with redirect_stdout(StringIO()):
+        return run(*arguments)
 
 
 def timed(run, *arguments):
@@ -423,6 +442,14 @@ def main():
             test = [run["test"] for run in runs]
             print(f"{name:40}{np.mean(test):8.4f} ± {np.std(test, ddof=min(1, len(test) - 1)):.4f}   {' '.join(f'{s:.0f}' for s in reached)}")
 
+    if "profile" in args.parts:
+        redirected(train_mtbert, some[:64], task)  # compiles what is compiled once
+        predict = predict_mtbert(model, texts)
+        predict(texts[:512])
+        result["profile"] = {
+            "training": profile("training", lambda: redirected(train_mtbert, some, task)),
+            "prediction": profile("prediction", lambda: predict(texts)),
+        }
     if "agree" in args.parts:
         trained, texts = mtbert.load(args.model, dtype="float32"), [row.text for row in rows["test"]]
         gold = np.array([trained.tasks[0].labels.index(row.labels[task.name]) for row in rows["test"]])
@@ -439,7 +466,7 @@ def main():
             result["agree"][name] = {"same_as_float32": float(same), "accuracy": float(right)}
             print(f"{name:40}{same:8.2%} of {len(gold)} labels as in float32, accuracy {right:.2%}")
 
-    for part in (part for part in args.parts if part not in ("learn", "agree")):
+    for part in (part for part in args.parts if part in PARTS[:3]):
         entry = result[part]
         reference = np.array(entry["seconds"]["predict.py" if part == "one" else "mtbert"])
         print(f"\n{part:40}{'median':>10}{'min':>10}{'max':>10}{'time of mtbert / its':>22}{'of the limit':>14}")
@@ -452,7 +479,7 @@ def main():
             print("" if part == "one" else f"{entry['flops'] / np.median(seconds) / limit:14.1%}")
     args.out.mkdir(parents=True, exist_ok=True)
     mtbert.write(args.out / "speed.json", result)
-    if set(args.parts) & {"train", "predict", "one"}:
+    if set(args.parts) & set(PARTS[:3]):
         draw(result, args.out / "speed.png")
 
 
