@@ -5,16 +5,18 @@ python compare.py --data train.csv --test test.csv --tune --epochs 3
 """
 
 import json
+import re
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout, suppress
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from scipy import stats
 
 import mtbert
+import report
 import train
 from mtbert import InputError, printable
 
@@ -44,12 +46,15 @@ def parse_args():
     flag("--layer-decay", metavar="X", help="of separate-lr")
     flag("--task-weights", nargs="+", default=[], metavar="NAME=W", help="of shared and separate-lr")
     args, rest = parser.parse_known_args()
+    args.own = [("--head-lr", args.head_lr), ("--layer-decay", args.layer_decay)]
+    args.own = [word for pair in args.own if pair[1] is not None for word in pair]
+    args.weights = ["--task-weights", *args.task_weights] if args.task_weights else []
     for name in ("variant", "seed", "resume", "overwrite", "no-test", *(["lr"] if args.tune else ())):
         if any(word.split("=")[0] == f"--{name}" for word in rest):
             raise InputError(f"compare.py chooses --{name} itself")
     if args.tune and args.head_lr:
         raise InputError("compare.py --tune chooses --head-lr itself")
-    return args, train.parse_args(rest), rest
+    return args, train.parse_args([*rest, "--variant", "separate-lr", *args.own, *args.weights]), rest
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -61,7 +66,7 @@ def paired_difference(first, second, margin=1.0):
 
     `low` to `high` is the 95 % interval of the mean of first - second (paired t). The verdict: "equivalent" where the
     interval lies within ± margin, else "better" or "worse" where it excludes zero, else "undecided"; `seeds` is then
-    how many would decide it with a probability of 80 %, if mean and spread stay as they are.
+    how many would decide it with a probability of 80 %, if mean and spread are as they were measured.
     """
     difference = np.subtract(first, second)
     n, mean, spread = len(difference), float(np.mean(difference)), float(np.std(difference, ddof=1))
@@ -71,9 +76,12 @@ def paired_difference(first, second, margin=1.0):
         return result | {"verdict": "equivalent"}
     if result["low"] > 0 or result["high"] < 0:
         return result | {"verdict": "better" if mean > 0 else "worse"}
-    distance = max(abs(mean), margin - abs(mean))  # of the mean from the end that the interval must clear
     many = np.arange(n + 1, 1001)
-    enough = (stats.t.ppf(0.975, many - 1) + stats.t.ppf(0.8, many - 1)) * spread / np.sqrt(many) <= distance
+    error, width, cdf = spread / np.sqrt(many), stats.t.ppf(0.975, many - 1), stats.t(many - 1).cdf
+    # The probabilities that the interval excludes zero, and that it lies within ± margin
+    apart = cdf(abs(mean) / error - width)
+    inside = cdf((margin - abs(mean)) / error - width) - cdf(width - (margin + abs(mean)) / error)
+    enough = np.maximum(apart, inside) >= 0.8
     return result | {"verdict": "undecided", "seeds": int(many[enough][0]) if enough.any() else None}
 
 
@@ -94,7 +102,7 @@ def baselines(task, rows):
     def measure(model, split):
         guess = model.predict(x[split]) if model else [max(task.labels, key=y["train"].count)] * len(y[split])
         if task.labels is None:
-            return {"pearson": float(np.corrcoef(y[split], guess)[0, 1]) if np.std(guess) > 0 else 0.0}
+            return {"pearson": mtbert.correlation(y[split], guess)}
         macro_f1 = float(f1_score(y[split], guess, average="macro", zero_division=0.0))
         return {"accuracy": float(accuracy_score(y[split], guess)), "macro_f1": macro_f1}
 
@@ -103,7 +111,7 @@ def baselines(task, rows):
     y = {split: [row.labels[task.name] for row in part] for split, part in labelled.items()}
     strengths = (0.1, 0.3, 1, 3, 10, 30, 100)
     models = [Ridge(alpha=1 / c) if task.labels is None else LogisticRegression(C=c, max_iter=5000) for c in strengths]
-    tfidf = {"ngram_range": (1, 2), "sublinear_tf": True}
+    tfidf = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": r"\w+|[^\w\s]"}
     models = [make_pipeline(TfidfVectorizer(**tfidf), model).fit(x["train"], y["train"]) for model in models]
     best = max(models, key=lambda model: mtbert.score(measure(model, "validation")))
     first = {"pearson": 0.0} if task.labels is None else measure(None, "test")
@@ -139,17 +147,26 @@ def write_splits(flags, out):
 def train_once(folder, argv):
     """The metrics of the run in `folder`, which is trained, or gone on with, unless it is finished."""
     argv = [*argv, "--out", str(folder)]
+    folder.parent.mkdir(exist_ok=True)
     if (folder / "config.json").exists():
         if train.read_config(folder)["flags"]["argv"] != argv:
             raise InputError(f"{folder} is a run with other flags; name another folder with --out")
         argv = ["--resume", str(folder)]
     if not (folder / "metrics.json").exists():
         try:
-            with open(f"{folder}.txt", "a") as file, redirect_stdout(file), redirect_stderr(file):
+            with open(f"{folder}.txt", "a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
                 train.main(argv)
         except InputError as error:
-            raise InputError(f"{folder}: {error}") from None
-    return json.loads((folder / "metrics.json").read_text("utf-8"))
+            raise type(error)(f"{folder}: {error}") from None
+    with mtbert.input_errors(f"{folder} is damaged; delete it, and it is trained again"):
+        metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+        return {key: metrics[key] for key in ("validation", "test", "train_seconds")}
+
+
+def folder_name(variant, tasks, task, *what):
+    """Of a run: unique for each task whatever its name, and readable where that is ASCII."""
+    position = [str([t.name for t in tasks].index(task) + 1), re.sub(r"[^A-Za-z0-9_]+", "-", task)[:30]] if task else []
+    return "-".join([variant, *position, *map(str, what)])
 
 
 class Progress:
@@ -177,12 +194,9 @@ def train_all(args, tasks, rows, rest, out):
     models = []  # what is trained: (variant, task or "", flags, training rows)
     for task in tasks:
         count = sum(task.name in row.labels for row in rows["train"])
-        models.append(("single", task.name, ["--variant", "single", "--tasks", task.name], count))
-    weights = ["--task-weights", *args.task_weights] if args.task_weights else []
-    models.append(("shared", "", ["--variant", "shared", *weights], len(rows["train"])))
-    own = [("--head-lr", args.head_lr), ("--layer-decay", args.layer_decay)]
-    own = [word for pair in own if pair[1] is not None for word in pair]
-    models.append(("separate-lr", "", ["--variant", "separate-lr", *weights, *own], len(rows["train"])))
+        models.append(("single", task.name, ["--variant", "single", f"--tasks={task.name}"], count))
+    models.append(("shared", "", ["--variant", "shared", *args.weights], len(rows["train"])))
+    models.append(("separate-lr", "", ["--variant", "separate-lr", *args.weights, *args.own], len(rows["train"])))
 
     trials = {variant: RATE_PAIRS if variant == "separate-lr" else RATES for variant in VARIANTS} if args.tune else {}
     repeats = args.seeds + (len(TUNE_SEEDS) * len(RATES) if args.tune else 0)
@@ -194,28 +208,32 @@ def train_all(args, tasks, rows, rest, out):
         for rates in trials.get(variant, ()):
             scores.append(0.0)
             for seed in TUNE_SEEDS:
-                name = quote(" ".join([what, *rates[1::2], str(seed)]).replace(" ", "-"), safe="")
+                folder = out / "tune" / folder_name(variant, tasks, task, *rates[1::2], seed)
                 argv = [*rest, *data, *flags, *rates, "--seed", str(seed), "--no-test"]
                 trial = f"{what}, trial {' '.join(rates)}, seed {seed}"
-                metrics = progress.run(trial, count, out / "tune" / name, argv)
-                scores[-1] += np.mean([mtbert.score(m) for m in metrics["validation"].values()]) / len(TUNE_SEEDS)
-                mtbert.remove(out / "tune" / name, "model.safetensors")
+                try:
+                    validation = progress.run(trial, count, folder, argv)["validation"]
+                    scores[-1] += np.mean([mtbert.score(m) for m in validation.values()]) / len(TUNE_SEEDS)
+                except mtbert.Diverged:
+                    scores[-1] -= 1
+                mtbert.remove(folder, "model.safetensors", "snapshot*")
         rates = trials[variant][int(np.argmax(scores))] if scores else []
         if scores:
             tried = [" ".join(trial) for trial in trials[variant]]
             chosen[what] = {"chosen": " ".join(rates), "validation": dict(zip(tried, scores, strict=True))}
         result[variant][task] = []
         for seed in range(args.seeds):
-            folder = out / quote(f"{what} {seed}".replace(" ", "-"), safe="")
+            folder = out / folder_name(variant, tasks, task, seed)
             argv = [*rest, *data, *flags, *rates, "--seed", str(seed)]
             result[variant][task].append(progress.run(f"{what}, seed {seed}", count, folder, argv) | {"folder": folder})
     return result, chosen
 
 
-def measure_cost(runs, tasks, rows):
+def measure_cost(runs, rows, device, dtype):
     """{variant: {"train_seconds", "parameters", "seconds_per_text"}}, of as many models as it takes for all tasks; the
     times of prediction are medians of three, alternating, of the first seed's models on the test rows, tokenized."""
-    models = {variant: [mtbert.load(parts[0]["folder"]) for parts in runs[variant].values()] for variant in VARIANTS}
+    folders = {variant: [seeds[0]["folder"] for seeds in runs[variant].values()] for variant in VARIANTS}
+    models = {variant: [mtbert.load(folder, device, dtype) for folder in parts] for variant, parts in folders.items()}
     data = mtbert.encode(models["shared"][0].tokenizer, rows["test"])
     seconds = {variant: [] for variant in VARIANTS}
     for _ in range(3):
@@ -246,7 +264,7 @@ def test_predictions(folder, task):
 # Results
 
 
-def summarise(args, tasks, rows, runs):
+def summarise(args, tasks, linear, runs):
     """{task: {"rows", "baselines", "scores": {metric: {variant: [points]}}, "differences", "gold", "predictions"}}"""
     result = {}
     for task in tasks:
@@ -260,7 +278,7 @@ def summarise(args, tasks, rows, runs):
         }  # fmt: skip
         predictions = {v: [test_predictions(run["folder"], task)[0] for run in seeds] for v, seeds in part.items()}
         gold = test_predictions(part["shared"][0]["folder"], task)[1]
-        first = {what: {name: 100 * value for name, value in m.items()} for what, m in baselines(task, rows).items()}
+        first = {what: {name: 100 * value for name, value in m.items()} for what, m in linear[task.name].items()}
         result[task.name] = {"rows": len(gold), "baselines": first, "scores": scores, "differences": differences,
                              "gold": gold, "predictions": predictions}  # fmt: skip
     return result
@@ -285,7 +303,7 @@ def print_results(result, cost, chosen, seeds):
         for metric, differences in task["differences"].items():
             for pair, d in differences.items():
                 interval = f"{d['mean']:+6.2f} ({d['low']:+.2f} to {d['high']:+.2f})"
-                print(f"  {METRICS[metric]:10}{pair:24}{interval:26}{in_words(d)}")
+                print(f"  {METRICS[metric]:10}{pair:24}{interval:26} {in_words(d)}")
     print(f"\n{'cost of all tasks':28}{'training':>12}{'parameters':>16}{'prediction of a text':>24}")
     for variant, c in cost.items():
         print(f"  {variant:26}{c['train_seconds']:10.1f} s{c['parameters']:16,}{1000 * c['seconds_per_text']:21.2f} ms")
@@ -310,12 +328,28 @@ def draw(result, path):
             axes.errorbar(x + 0.18, np.mean(values), half, fmt="D", label="mean, 95 % interval", **bar)
         axes.set_xticks(range(len(VARIANTS)), VARIANTS)
         axes.set_xlim(-0.4, len(VARIANTS) - 0.4)
-        axes.set(title=printable(name)[:30].replace("$", r"\$"), ylabel=f"test {METRICS[metric]} (%)")
+        axes.set(title=report.short(name, 30), ylabel=f"test {METRICS[metric]} (%)")
         axes.spines[["top", "right"]].set_visible(False)
         if i == 1:
             handles, labels = axes.get_legend_handles_labels()
             figure.legend(handles[:: len(VARIANTS)], labels[:: len(VARIANTS)], loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=130, format="png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of characters that the font lacks
+        figure.savefig(path, dpi=130, format="png")
+
+
+@contextmanager
+def kept_in(out):
+    """The folder of a comparison, made and held by us alone; once stopped, the same command goes on."""
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if (found and not found & {"data.json", "data.json.partial", "compare.lock"}) or out.is_file():
+        raise InputError(f"{out} is in use, and by no comparison; name another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with mtbert.locked(out / "compare.lock", out):
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt((stop.args or [130])[0], "stopped; the same command goes on") from None
 
 
 def main():
@@ -323,27 +357,19 @@ def main():
     if mtbert.PROCESSES > 1:
         raise InputError("compare.py runs in one process")
     out = Path(args.out)
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if (found and not found & {"data.json", "data.json.partial", "compare.lock"}) or out.is_file():
-        raise InputError(f"{out} is in use, and by no comparison; name another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tune").mkdir(exist_ok=True)
-    with mtbert.locked(out / "compare.lock", out):
-        try:
-            tasks, rows = write_splits(flags, out)
-            train.print_data(tasks, rows)
-            for warning in mtbert.data_warnings(tasks, rows):
-                train.warn(warning)
-            runs, chosen = train_all(args, tasks, rows, without(rest, SOURCES), out)
-        except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt((stop.args or [130])[0], "stopped; the same command goes on") from None
-        cost = measure_cost(runs, tasks, rows)
-        result = summarise(args, tasks, rows, runs)
-        with suppress(OSError):
-            (out / "tune").rmdir()  # where it is empty
-        config = train.read_config(runs["shared"][""][0]["folder"])
+    with kept_in(out):
+        tasks, rows = write_splits(flags, out)
+        if unknown := set(flags.task_weights) - {task.name for task in tasks}:
+            raise InputError(f"--task-weights: there is no task {min(unknown)!r}")
         data = {path: mtbert.file_sha256(path) for path in flags.data + flags.val + flags.test}
-        record = {"flags": vars(args) | {"train.py": rest}, "versions": config["versions"], "data_sha256": data}
+        train.print_data(tasks, rows)
+        linear = {task.name: baselines(task, rows) for task in tasks}
+        runs, chosen = train_all(args, tasks, rows, without(rest, SOURCES), out)
+        cost = measure_cost(runs, rows, flags.device, flags.dtype)
+        result = summarise(args, tasks, linear, runs)
+        config = train.read_config(runs["shared"][""][0]["folder"])
+        record = {"flags": vars(flags) | vars(args) | {"argv": rest}, "data_sha256": data}
+        record |= {key: config[key] for key in ("versions", "encoder_source")}
         mtbert.write(out / "compare.json", record | {"tuned": chosen, "cost": cost, "tasks": result})
         with mtbert.replacing(out / "compare.png") as beside:
             draw(result, beside)

@@ -49,6 +49,10 @@ class InputError(ValueError):
     """A mistake in what the user gave us. The scripts print it as one line and exit with status 2."""
 
 
+class Diverged(InputError):
+    """A loss or a logit is not finite."""
+
+
 @contextmanager
 def input_errors(what):
     """Turn what libraries raise for a file that is missing or wrong into an InputError of one line."""
@@ -321,7 +325,8 @@ def data_warnings(tasks, splits):
 def associations(tasks, rows):
     """Yield (Cramer's V, task, task) for each two tasks with classes, over the rows that are labelled for both.
 
-    1 where one label gives the other away, about 0 where they are independent (Cramer 1946, section 21.9).
+    1 where one label gives the other away, 0 where they are independent (Cramer 1946, section 21.9); by chance well
+    above 0 where the rows are few beside the pairs of classes.
     """
     from scipy.stats.contingency import association, crosstab
 
@@ -818,11 +823,13 @@ def backward(model, data, rows, weights, accumulate):
     return losses
 
 
-def conflict(model, data, rows, weights, accumulate):
-    """How the tasks' gradients for the batch `rows` agree -> {"norms": {task: [of each layer]}, "cosines": {task:
-    {task: [of each layer]}}}; a cosine is None where a gradient is zero. The model's own gradient is cleared."""
+def conflict(model, data, rows, weights, accumulate, seed):
+    """How the tasks' gradients for the batch `rows` agree, under the dropout masks of `seed` -> {"norms": {task: [of
+    each layer]}, "cosines": {task: {task: [of each layer]}}}; a cosine is None where a gradient is zero. The model's
+    own gradient is cleared."""
     layers, gradients = getattr(model, "module", model).encoder.layers, {}
     for task in weights:
+        torch.manual_seed(seed)
         backward(model, data, rows, {name: w * (name == task) for name, w in weights.items()}, accumulate)
         gradients[task] = [torch.cat([p.grad.flatten() for p in layer.parameters()]) for layer in layers]
         model.zero_grad()
@@ -896,8 +903,7 @@ def train(model, data, args, folder):
                 step_seed = int(np.random.default_rng([args.seed, RANK, at["step"]]).integers(2**63))
                 entry = {}
                 if args.conflict_every and (at["step"] + 1) % args.conflict_every == 0:
-                    torch.manual_seed(step_seed)
-                    entry["conflict"] = conflict(parallel, data["train"], rows, weights, args.accumulate)
+                    entry["conflict"] = conflict(parallel, data["train"], rows, weights, args.accumulate, step_seed)
                 torch.manual_seed(step_seed)  # for dropout
                 losses = backward(parallel, data["train"], rows, weights, args.accumulate)
                 sums = torch.tensor([*losses.values(), bool(stopped)], dtype=torch.float64)
@@ -906,7 +912,7 @@ def train(model, data, args, folder):
                 at["step"] += 1
                 for name, value in losses.items():
                     if not math.isfinite(value):
-                        raise InputError(f"the loss of task {name!r} is {value} in step {at['step']}; try a lower --lr")
+                        raise Diverged(f"the loss of task {name!r} is {value} in step {at['step']}; try a lower --lr")
                 norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf).item()
                 entry = {"step": at["step"], "lr": schedule.get_last_lr(), "grad_norm": norm, "loss": losses} | entry
                 log.write(json.dumps(entry) + "\n")
@@ -957,7 +963,7 @@ def compute_logits(model, data, batch_size=32):
     logits = {name: sum_over_processes(values, device).numpy() for name, values in logits.items()}
     for name, values in logits.items():
         if not np.isfinite(values).all():
-            raise InputError(f"the model gives {name!r} no finite value: its training diverged; try a lower --lr")
+            raise Diverged(f"the model gives {name!r} no finite value: its training diverged; try a lower --lr")
     return logits
 
 
@@ -976,14 +982,18 @@ def calibration_error(p, gold, bins=15):
 
 
 def calibrate(tasks, data, logits):
-    """Set each task's temperature to the one, of 0.05 to 20, under which its labels in `data` are likeliest."""
+    """Set each task's temperature to the one, of 0.05 to 20, under which its labels in `data` are likeliest.
+
+    Its logarithm has a standard normal prior, without which a few rows that are all right would make it zero.
+    """
     from scipy.optimize import minimize_scalar
     from sklearn.metrics import log_loss
 
     for task, gold, output in labelled_rows((task for task in tasks if task.labels), data, logits):
 
         def loss(log_t, task=task, gold=gold, output=output):
-            return log_loss(gold, softmax(output / math.exp(log_t)), labels=range(len(task.labels)))
+            likelihood = log_loss(gold, softmax(output / math.exp(log_t)), labels=range(len(task.labels)))
+            return likelihood + log_t**2 / (2 * len(gold))
 
         bounds = math.log(0.05), math.log(20)
         task.temperature = math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
@@ -998,6 +1008,11 @@ def labelled_rows(tasks, data, logits):
             yield task, gold[labelled], logits[task.name][labelled]
 
 
+def correlation(x, y):
+    """Pearson's, and 0 where either is constant."""
+    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
+
+
 def evaluate(tasks, data, logits):
     """{task: {metric: value}} of `compute_logits`, over the rows labelled for the task; without any it is absent.
 
@@ -1007,9 +1022,6 @@ def evaluate(tasks, data, logits):
     """
     from scipy.stats import rankdata
     from sklearn import metrics
-
-    def correlation(x, y):
-        return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else 0.0
 
     result = {}
     for task, gold, output in labelled_rows(tasks, data, logits):

@@ -4,6 +4,8 @@ python report.py runs/shared-1
 """
 
 import json
+import warnings
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ import numpy as np
 import mtbert
 from mtbert import printable
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
+# The lines of up to 21 tasks: Okabe and Ito's colours (2008), which the colour-blind tell apart
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = [{"linestyle": style, "color": color} for style in ("-", "--", ":") for color in COLORS]
 
 
 def draw(folder, path, metrics):
@@ -27,13 +31,16 @@ def draw(folder, path, metrics):
     config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
     names = {task["name"]: task["names"] for task in config["tasks"]}
     panels += [(draw_task, folder, task, names[task], result) for task, result in metrics["test"].items()]
-    panels += [(draw_cosines, conflicts, *pair) for pair in pairs] + [(draw_norms, conflicts)] * bool(conflicts)
+    panels += [(draw_cosines, conflicts, *pair) for pair in pairs] if len(pairs) <= 3 else [(draw_means, conflicts)]
+    panels += [(draw_norms, conflicts)] * bool(conflicts)
     columns = 2 if len(panels) in (2, 4) else 3
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 4.2 * lines), layout="constrained")
     for i, (draw_panel, *arguments) in enumerate(panels, 1):
         draw_panel(figure.add_subplot(lines, columns, i), *arguments)
-    figure.savefig(path, dpi=110, format="png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of characters that the font lacks; they become boxes
+        figure.savefig(path, dpi=110, format="png")
 
 
 def short(text, length=24):
@@ -41,23 +48,29 @@ def short(text, length=24):
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
+def count_in_integers(axes):
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
 def draw_loss(axes, steps):
     axes.set(title="Training loss", xlabel="step", ylabel="loss (mean of the last 20 steps)")
-    for task, color in zip(steps[0]["loss"], COLORS * len(steps[0]["loss"]), strict=False):
+    for task, line in zip(steps[0]["loss"], cycle(LINES), strict=False):
         values = np.cumsum([0.0] + [e["loss"][task] for e in steps])
         last = np.arange(1, len(values))
         first = np.maximum(last - 20, 0)
         means = (values[last] - values[first]) / (last - first)
-        axes.plot([e["step"] for e in steps], means, color=color, label=short(task))
+        axes.plot([e["step"] for e in steps], means, marker="o" if len(steps) == 1 else None, label=short(task), **line)
     axes.set_ylim(0, None)
+    count_in_integers(axes)
     axes.legend()
 
 
 def draw_validation(axes, epochs):
     axes.set(title="Validation score, an epoch a point", xlabel="step", ylabel="macro-F1, or Pearson's correlation")
-    for task, color in zip(epochs[0]["validation"], COLORS * len(epochs[0]["validation"]), strict=False):
+    for task, line in zip(epochs[0]["validation"], cycle(LINES), strict=False):
         scores = [mtbert.score(e["validation"][task]) for e in epochs]
-        axes.plot([e["step"] for e in epochs], scores, "o-", color=color, label=short(task))
+        axes.plot([e["step"] for e in epochs], scores, marker="o", label=short(task), **line)
+    count_in_integers(axes)
     axes.legend()
 
 
@@ -86,19 +99,41 @@ def draw_task(axes, folder, name, names, result):
 def draw_cosines(axes, conflicts, one, other):
     layers = list(zip(*(e["conflict"]["cosines"][one][other] for e in conflicts), strict=True))
     grid = np.array(layers, dtype=float)  # (layers, steps); a cosine that there was not is NaN
-    extent = (conflicts[0]["step"], max(conflicts[-1]["step"], conflicts[0]["step"] + 1), len(grid) + 0.5, 0.5)
-    image = axes.imshow(grid, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", extent=extent, interpolation="nearest")
-    axes.figure.colorbar(image, ax=axes, label="cosine of the gradients")
+    every = conflicts[0]["step"]  # the first is behind as many steps as lie between two
+    extent = (every / 2, conflicts[-1]["step"] + every / 2, len(grid) + 0.5, 0.5)
+    draw_grid(axes, grid, extent=extent)
     axes.set(title=f"Conflict: {short(one, 16)} and {short(other, 16)}", xlabel="step", ylabel="encoder layer")
+
+
+def draw_means(axes, conflicts):
+    """For many tasks: the mean cosine of each two, over layers and steps."""
+    cosines = [e["conflict"]["cosines"] for e in conflicts]
+    tasks = list(cosines[0])
+    grid = np.full((len(tasks), len(tasks)), np.nan)
+    for i, one in enumerate(tasks):
+        for other in cosines[0][one]:
+            values = np.array([c[one][other] for c in cosines], dtype=float)
+            if not np.isnan(values).all():
+                grid[i, tasks.index(other)] = grid[tasks.index(other), i] = np.nanmean(values)
+    draw_grid(axes, grid)
+    axes.set_xticks(range(len(tasks)), [short(task, 14) for task in tasks], rotation=90)
+    axes.set_yticks(range(len(tasks)), [short(task, 14) for task in tasks])
+    axes.set(title="Conflict: mean over layers and steps")
+
+
+def draw_grid(axes, grid, **settings):
+    image = axes.imshow(grid, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest", **settings)
+    axes.figure.colorbar(image, ax=axes, label="cosine of the gradients")
 
 
 def draw_norms(axes, conflicts):
     axes.set(title="Gradient of each task, mean over steps", xlabel="encoder layer", ylabel="norm")
     norms = [e["conflict"]["norms"] for e in conflicts]
-    for task, color in zip(norms[0], COLORS * len(norms[0]), strict=False):
+    for task, line in zip(norms[0], cycle(LINES), strict=False):
         means = np.mean([norm[task] for norm in norms], axis=0)
-        axes.plot(range(1, len(means) + 1), means, "o-", color=color, label=short(task))
+        axes.plot(range(1, len(means) + 1), means, marker="o", label=short(task), **line)
     axes.set_ylim(0, None)
+    count_in_integers(axes)
     axes.legend()
 
 

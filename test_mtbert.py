@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import errno
 import hashlib
 import importlib.util
@@ -500,7 +501,7 @@ def test_a_watched_run_is_equal_to_the_bit_and_its_cosines_are_those_of_separate
 
     model = tiny_model(tiny, TWO)
     data = mtbert.encode(model.tokenizer, make_rows(*({"mood": "bad", "stars": i / 4} for i in range(6))), TWO)
-    found = mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "stars": 3.0}, 2)
+    found = mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "stars": 3.0}, 2, 0)
     assert all(parameter.grad is None for parameter in model.parameters())
     loss = model(**mtbert.collate(data, np.arange(6), model.encoder.config, "cpu"))[1]
     for i, layer in enumerate(model.encoder.layers):
@@ -510,8 +511,15 @@ def test_a_watched_run_is_equal_to_the_bit_and_its_cosines_are_those_of_separate
         assert found["norms"]["stars"][i] == pytest.approx(3 * other.norm().item(), rel=1e-4)
         cosine = torch.nn.functional.cosine_similarity(one, other, dim=0).item()
         assert found["cosines"]["mood"]["stars"][i] == pytest.approx(cosine, abs=1e-4)
-    data.labels["stars"][:] = math.nan  # no label, no gradient, no cosine
-    assert mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "stars": 1.0}, 1)["cosines"]["mood"]["stars"] == [None, None]
+    for module in model.train().modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    model.tasks, data.labels["again"] = [TWO[0], dataclasses.replace(TWO[0], name="again")], data.labels["mood"]
+    model.heads["head_again"] = model.heads["head_mood"]  # two equal tasks agree, under equal masks
+    twice = mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "again": 1.0}, 1, 0)
+    assert twice["cosines"]["mood"]["again"] == pytest.approx([1, 1], abs=1e-5)
+    model.tasks, data.labels["stars"][:] = TWO, math.nan  # no label, no gradient, no cosine
+    assert mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "stars": 1.0}, 1, 0)["cosines"]["mood"]["stars"] == [None, None]
 
 
 @pytest.mark.parametrize("variant", ["shared", "separate-lr"])
@@ -823,7 +831,7 @@ def test_metrics_are_those_computed_by_hand():
 def test_calibration_error_is_that_of_a_table_made_by_hand():
     p = np.array([[0.95, 0.05], [0.95, 0.05], [0.3, 0.7], [0.31, 0.69], [1.0, 0.0]])  # bins of 0.95, of 0.7, and of 1.0
     gold = np.array([0, 1, 1, 1, 0])
-    assert mtbert.calibration_error(p, gold) == pytest.approx((abs(0.95 - 0 + 0.95 + 1.0 - 2) + abs(0.7 + 0.69 - 2)) / 5)
+    assert mtbert.calibration_error(p, gold) == pytest.approx((abs(0.95 + 0.95 + 1.0 - 2) + abs(0.7 + 0.69 - 2)) / 5)
     assert mtbert.calibration_error(np.eye(3)[[0, 1, 2]], np.array([0, 1, 2])) == 0
 
 
@@ -838,6 +846,10 @@ def test_calibration_finds_a_planted_temperature_and_predictions_are_made_with_i
     assert tasks[0].temperature == pytest.approx(2.5, rel=0.05) and [task.temperature for task in tasks[1:]] == [1, 1]
     result = mtbert.evaluate(tasks, data, outputs)["a"]
     assert result["ece"] < 0.015 < 0.1 < result["ece_uncalibrated"]
+    few = type("Data", (), {"labels": {"a": np.array([0, 0, 1, 1])}})
+    four = Task("a", [0, 1], [1, 1])
+    mtbert.calibrate([four], few, {"a": np.array([[1.5, 0], [1.5, 0], [0, 1.5], [0, 1.5]])})
+    assert 0.4 < four.temperature < 1  # all right, but four rows are no proof
     probabilities = mtbert.decode(tasks[0], outputs["a"][0])["probabilities"]
     assert list(probabilities.values()) == pytest.approx(mtbert.softmax(logits[0]), abs=0.02)
 
@@ -1453,6 +1465,10 @@ def test_verdicts():
     noise = rng.normal(0.5, np.std([2, -1, 1, 0], ddof=1), (400, n))
     found = [compare.paired_difference(row, np.zeros(n), margin=0)["verdict"] for row in noise]
     assert 0.75 < found.count("better") / 400 < 0.85
+    n = compare.paired_difference([71.7, 68.3, 71, 69], [70, 70, 70, 70])["seeds"]  # and within ± 1, of a mean of zero
+    noise = rng.normal(0, np.std([1.7, -1.7, 1, -1], ddof=1), (400, n))
+    found = [compare.paired_difference(row, np.zeros(n))["verdict"] for row in noise]
+    assert 0.75 < found.count("equivalent") / 400 < 0.85
 
 
 def test_compare_trains_every_variant_survives_interruption_and_reports(script, tiny, tmp_path, monkeypatch):
@@ -1482,25 +1498,42 @@ def test_compare_trains_every_variant_survives_interruption_and_reports(script, 
     tasks = result["tasks"]
     assert set(tasks["liked"]["scores"]["accuracy"]) == {"single", "shared", "separate-lr"} and tasks["stars"]["rows"] == 12
     for task, kind in (("liked", "macro_f1"), ("stars", "pearson")):
-        for variant, name in (("single", f"single-{task}"), ("shared", "shared")):
+        for variant, name in (("single", f"single-{1 + (task == 'stars')}-{task}"), ("shared", "shared")):
             metrics = [json.loads(Path(f"c/{name}-{seed}/metrics.json").read_text()) for seed in (0, 1)]
             assert tasks[task]["scores"][kind][variant] == [100 * m["test"][task][kind] for m in metrics]
     right = np.mean(np.array(tasks["liked"]["predictions"]["shared"][1]) == np.array(tasks["liked"]["gold"]))
     assert tasks["liked"]["scores"]["accuracy"]["shared"][1] == pytest.approx(100 * right)
     assert tasks["liked"]["baselines"]["TF-IDF, linear"]["accuracy"] == 100
     assert result["cost"]["single"]["parameters"] > 1.9 * result["cost"]["shared"]["parameters"]
-    assert Path("c/compare.png").read_bytes()[:4] == b"\x89PNG" and result["flags"]["train.py"][0] == "--data"
+    assert Path("c/compare.png").read_bytes()[:4] == b"\x89PNG" and result["flags"]["argv"][0] == "--data" and result["flags"]["epochs"] == 2
 
     alone = ["--variant", "single", "--tasks", "liked", "--seed", "1", "--epochs", "2", "--encoder", tiny, "--data", "c/data.json"]
     assert script("train.py", *alone, "--out", "alone")[0] == 0  # in a process that has trained other models
-    assert all(Path(f"alone/{f}").read_bytes() == Path(f"c/single-liked-1/{f}").read_bytes() for f in ("log.jsonl", "model.safetensors"))
+    assert all(Path(f"alone/{f}").read_bytes() == Path(f"c/single-1-liked-1/{f}").read_bytes() for f in ("log.jsonl", "model.safetensors"))
 
     for wrong, words in (
         (["--lr", "1e-3"], "is a run with other flags"), (["--seed", "3"], "chooses --seed itself"), (["--out", "alone"], "in use"),
         (["--tasks", "liked"], "two tasks or more"), (["--test", "a.csv"], "other rows"), (["--nonsense"], "unrecognized"),
+        (["--head-lr", "abc"], "invalid float value"), (["--task-weights", "nope=2"], "no task 'nope'"),
     ):  # fmt: skip
         status, _, err = script("compare.py", *flags, *wrong)
         assert status == 2 and words in err and err.count("\n") <= 2, err
+
+
+def test_compare_takes_any_names_and_numbers_and_an_error_leaves_the_folder_usable(script, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["a b", "a-b", "--c", "\u6620" * 80, "$x$", "a/b"]
+    lines = [f"{i % 10} {'!' if i % 2 else '?'}," + ",".join([str(i % 2)] * 4 + [str(i / 8), "1.5" if i else "2.5"]) for i in range(20)]
+    Path("a.csv").write_text("\n".join([",".join(["text", *names]), *lines]))
+    Path("t.csv").write_text("\n".join([",".join(["text", *names]), *lines[2:12]]))
+    flags = ["--data", "a.csv", "--encoder", tiny, "--epochs", "1", "--seeds", "2", "--out", "c"]
+    status, _, err = script("compare.py", *flags)
+    assert status == 2 and "no test row is labelled for 'a b'" in err
+    status, out, err = script("compare.py", *flags, "--test", "t.csv")
+    assert status == 0 and "nan" not in out and "NaN" not in Path("c/compare.json").read_text()
+    Path("c/shared-1/metrics.json").write_text("{")
+    status, _, err = script("compare.py", *flags, "--test", "t.csv")
+    assert status == 2 and "c/shared-1 is damaged; delete it" in err.splitlines()[-1]
 
 
 def test_compare_tunes_on_validation_rows_with_seeds_that_no_result_has(tiny, tmp_path, monkeypatch):
@@ -1518,7 +1551,8 @@ def test_compare_tunes_on_validation_rows_with_seeds_that_no_result_has(tiny, tm
     assert set(result["tuned"]) == {"single liked", "single stars", "shared", "separate-lr"}
     for what, trial in result["tuned"].items():
         assert len(trial["validation"]) == 2 and trial["validation"][trial["chosen"]] == max(trial["validation"].values())
-        flags = json.loads(Path(f"c/{what.replace(' ', '-')}-0/config.json").read_text())["flags"]
+        folder = {"single liked": "single-1-liked", "single stars": "single-2-stars"}.get(what, what)
+        flags = json.loads(Path(f"c/{folder}-0/config.json").read_text())["flags"]
         assert trial["chosen"].split()[1] == flags["argv"][flags["argv"].index("--lr") + 1] and ("--head-lr" in trial["chosen"]) == (what == "separate-lr")
     trials = [json.loads(path.read_text()) for path in Path("c/tune").glob("*/metrics.json")]
     assert len(trials) == 8 and all(trial["test"] == {} for trial in trials) and not list(Path("c/tune").glob("*/*.safetensors"))

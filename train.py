@@ -211,8 +211,8 @@ def print_examples(model, rows):
             print(f"    {printable(task.name)}: {mtbert.describe(prediction[task.name])} (gold: {gold})")
 
 
-def print_data(tasks, rows):
-    """Say how many labels each split has of each task, and which tasks are one."""
+def print_data(tasks, rows, warnings=True):
+    """Say how many labels each split has of each task, how tasks hang together, and what may be a mistake."""
     print(f"{'labels of':20}" + "".join(f"{split:>12}" for split in rows) + "  classes (share of the most frequent)")
     for task in tasks:
         counts = (sum(task.name in row.labels for row in part) for part in rows.values())
@@ -223,10 +223,15 @@ def print_data(tasks, rows):
             print(f"a number, {task.mean:.2f} ± {task.std:.2f}")
     print(f"{'(rows)':20}" + "".join(f"{len(part):12}" for part in rows.values()))
     everything = [row for part in rows.values() for row in part]
-    for v, one, other in sorted(mtbert.associations(tasks, everything), reverse=True)[:5]:
+    associated = sorted(mtbert.associations(tasks, everything), reverse=True)[:5]
+    for v, one, other in associated:
         print(f"association of {printable(one)} and {printable(other)}: Cramér's V {v:.2f}")
-        if v > 0.9:
-            warn(f"{one!r} and {other!r} nearly give each other away: Cramér's V {v:.2f}")
+    if warnings:
+        for v, one, other in associated:
+            if v > 0.9:
+                warn(f"{one!r} and {other!r} nearly give each other away: Cramér's V {v:.2f}")
+        for warning in mtbert.data_warnings(tasks, rows):
+            warn(warning)
 
 
 def prepare(args, device, then):
@@ -255,18 +260,17 @@ def prepare(args, device, then):
     print(f"encoder: {args.encoder}, from {encoder.source} ({shape}, {size / 1e6:.1f}M parameters)")
 
     data = {split: mtbert.encode(tokenizer, part, tasks) for split, part in rows.items()}
-    print_data(tasks, rows)
+    print_data(tasks, rows, then is None)
     if cut := sum(part.cut for part in data.values()):
         print(f"{cut} texts are longer than {max_length} tokens and were cut")
-    for warning in mtbert.data_warnings(tasks, rows) if then is None else ():
-        warn(warning)
 
     torch.manual_seed(args.seed)
     model = mtbert.MTBert(encoder, tasks, tokenizer, args.pooling, args.dropout).to(device)
     model.compute_dtype = mtbert.pick_dtype(args.dtype, device)
     if args.compile:
         model.compile(dynamic=True)
-    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "scikit-learn")}
+    packages = ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")
+    versions = {name: version(name) for name in packages}
     model.record = {
         "flags": vars(args),
         "encoder_source": encoder.source,

@@ -3,7 +3,8 @@
 python benchmarks/curve.py --data train.jsonl --test test.jsonl --out runs/curve --seeds 3 [flags of train.py]
 
 For each task in turn 5, 10, 25, 50 and 100 % of its training labels are kept, the first of one shuffled order, and all
-of the other tasks'; validation and test rows stay whole. Finished runs are kept. Writes curve.json and curve.png.
+of the other tasks'; validation and test rows stay whole. `single` gets as many epochs as make the steps of `shared`.
+Finished runs are kept. Writes curve.json and curve.png.
 """
 
 import json
@@ -57,26 +58,37 @@ def draw(result, path):
 
 def main():
     args, flags, rest = compare.parse_args()
-    out, result = Path(args.out), {}
-    out.mkdir(parents=True, exist_ok=True)
+    if args.tune or args.own or args.weights:
+        raise mtbert.InputError("the curve takes no --tune, --head-lr, --layer-decay or --task-weights")
+    out = Path(args.out)
+    with compare.kept_in(out):
+        result = measure(args, flags, rest, out)
+        mtbert.write(out / "curve.json", {"flags": vars(flags) | vars(args), "tasks": result})
+        with mtbert.replacing(out / "curve.png") as beside:
+            draw(result, beside)
+
+
+def measure(args, flags, rest, out):
+    """Train all, and print a table a task -> {task: [a point for each share of labels]}."""
+    result = {}
     tasks, rows = compare.write_splits(flags, out)
     rest = compare.without(rest, compare.SOURCES)
     content = json.loads((out / "data.json").read_text("utf-8"))
-    work = args.seeds * sum(len(rows["train"]) * (1 + percent / 100) for percent in PERCENT) * len(tasks)
-    progress = compare.Progress(work, 2 * args.seeds * len(PERCENT) * len(tasks))
-    for task in tasks:
+    count = 2 * args.seeds * len(PERCENT) * len(tasks)
+    progress = compare.Progress(count, count)
+    for i, task in enumerate(tasks, 1):
         name, result[task.name] = "macro_f1" if task.labels else "pearson", []
         for percent in PERCENT:
-            folder = out / f"{compare.quote(task.name, safe='')}-{percent}"
+            folder = out / f"task-{i}-{percent}"
             folder.mkdir(exist_ok=True)
             count = keep_labels(content, task.name, percent, folder / "data.json")
             point = {"percent": percent, "labels": count, "metric": compare.METRICS[name], "single": [], "shared": []}
             for seed in range(args.seeds):
-                for variant, own in (("single", ["--tasks", task.name]), ("shared", [])):
+                epochs = str(round(flags.epochs * len(rows["train"]) / count))
+                for variant, own in (("single", [f"--tasks={task.name}", "--epochs", epochs]), ("shared", [])):
                     argv = [*rest, "--data", str(folder / "data.json"), "--variant", variant, *own, "--seed", str(seed)]
-                    cost = count if variant == "single" else len(rows["train"])
                     what = f"{task.name}, {percent} %, {variant}, seed {seed}"
-                    metrics = progress.run(what, cost, folder / f"{variant}-{seed}", argv)
+                    metrics = progress.run(what, 1, folder / f"{variant}-{seed}", argv)
                     point[variant].append(100 * metrics["test"][task.name][name])
             result[task.name].append(point)
     for task, points in result.items():
@@ -88,9 +100,7 @@ def main():
                 print(f"{f'{np.mean(point[variant]):.1f} ± {np.std(point[variant], ddof=1):.1f}':>16}", end="")
             d = point["difference"] = compare.paired_difference(point["shared"], point["single"], args.margin)
             print(f"   {d['mean']:+.2f} ({d['low']:+.2f} to {d['high']:+.2f})  {compare.in_words(d)}")
-    mtbert.write(out / "curve.json", {"flags": vars(flags), "tasks": result})
-    with mtbert.replacing(out / "curve.png") as beside:
-        draw(result, beside)
+    return result
 
 
 if __name__ == "__main__":

@@ -24,33 +24,32 @@ compare() { # name, flags of compare.py
 
 sst=(--data "$data/sst/train.jsonl" --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl")
 rest14=(--data "$data/rest14/train.jsonl" --test "$data/rest14/test.jsonl")
-for part in "${@:-sample rest14 partial fine sick curve short}"; do
-    for part in $part; do
-        case $part in
-        sample) compare sample --seeds 5 ;;
-        rest14) compare rest14 --seeds 5 "${rest14[@]}" --epochs 3 ;;
-        rest14-tune) compare rest14-tune --seeds 5 --tune "${rest14[@]}" ;;
-        partial)
-            compare sst+trec --seeds 3 --data "$data"/{sst,trec}/train.jsonl --val "$data/sst/dev.jsonl" \
-                --test "$data"/{sst,trec}/test.jsonl --tasks sentiment coarse --epochs 3 ;;
-        fine) run sst-fine 3 "${sst[@]}" --tasks fine --variant single --epochs 3 ;;
-        sick)
-            compare sick --seeds 3 --data "$data/sick/train.jsonl" --val "$data/sick/dev.jsonl" \
-                --test "$data/sick/test.jsonl" --epochs 3 ;;
-        curve) python benchmarks/curve.py --seeds 3 "${rest14[@]}" --epochs 3 --out "$out/curve" ;;
-        short) # one epoch on every sixth row: what pooling, learning rates and warm-up each add
-            awk 'NR % 6 == 1' "$data/sst/train.jsonl" > "$out/sixth.jsonl"
-            sixth=("${sst[@]}" --data "$out/sixth.jsonl" --tasks sentiment --epochs 1 --variant separate-lr)
-            run short-cls 5 "${sixth[@]}" --pooling cls --lr 5e-5 --head-lr 5e-5 --warmup-ratio 0
-            run short-mean 5 "${sixth[@]}" --lr 5e-5 --head-lr 5e-5 --warmup-ratio 0
-            run short-rate 5 "${sixth[@]}" --lr 1e-4 --head-lr 1e-4 --warmup-ratio 0
-            run short-warmup 5 "${sixth[@]}" --lr 1e-4 --head-lr 1e-4
-            run short-separate 5 "${sixth[@]}" --lr 1e-4 --head-lr 5e-3
-            run short-separate-cls 5 "${sixth[@]}" --pooling cls --lr 1e-4 --head-lr 5e-3
-            echo "== short, Trainer"
-            python benchmarks/speed.py --parts learn --seeds 5 --epochs 1 --reach 0 --data "$out/sixth.jsonl" \
-                --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl" --out "$out/short-trainer" ;;
-        *) echo "no part $part" >&2; exit 2 ;;
-        esac
-    done
+[ $# -gt 0 ] || set -- sample rest14 rest14-tune partial fine sick curve short
+for part; do
+    case $part in
+    sample) compare sample --seeds 5 ;;
+    rest14) compare rest14 --seeds 5 "${rest14[@]}" --epochs 3 ;;
+    rest14-tune) compare rest14-tune --seeds 5 --tune "${rest14[@]}" ;;
+    partial)
+        compare sst+trec --seeds 3 --data "$data"/{sst,trec}/train.jsonl --val "$data/sst/dev.jsonl" \
+            --test "$data"/{sst,trec}/test.jsonl --tasks sentiment coarse --epochs 3 ;;
+    fine) run sst-fine 3 "${sst[@]}" --tasks fine --variant single --epochs 3 ;;
+    sick)
+        compare sick --seeds 3 --data "$data/sick/train.jsonl" --val "$data/sick/dev.jsonl" \
+            --test "$data/sick/test.jsonl" --epochs 3 ;;
+    curve) python benchmarks/curve.py --seeds 3 "${rest14[@]}" --epochs 3 --out "$out/curve" ;;
+    short) # one epoch on every sixth row: what pooling, learning rates and warm-up each add
+        awk 'NR % 6 == 1' "$data/sst/train.jsonl" > "$out/sixth.jsonl"
+        sixth=("${sst[@]}" --data "$out/sixth.jsonl" --tasks sentiment --epochs 1 --variant separate-lr)
+        run short-cls 5 "${sixth[@]}" --pooling cls --lr 5e-5 --head-lr 5e-5 --warmup-ratio 0
+        run short-mean 5 "${sixth[@]}" --lr 5e-5 --head-lr 5e-5 --warmup-ratio 0
+        run short-rate 5 "${sixth[@]}" --lr 1e-4 --head-lr 1e-4 --warmup-ratio 0
+        run short-warmup 5 "${sixth[@]}" --lr 1e-4 --head-lr 1e-4
+        run short-separate 5 "${sixth[@]}" --lr 1e-4 --head-lr 5e-3
+        run short-separate-cls 5 "${sixth[@]}" --pooling cls --lr 1e-4 --head-lr 5e-3
+        echo "== short, Trainer"
+        python benchmarks/speed.py --parts learn --seeds 5 --epochs 1 --reach 0 --data "$out/sixth.jsonl" \
+            --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl" --out "$out/short-trainer" ;;
+    *) echo "no part $part" >&2; exit 2 ;;
+    esac
 done
