@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The README's figures: benchmarks/results.sh DATA OUT [PART ...], where DATA holds the folders sst, trec, rest14 and
 # sick of train, dev and test .jsonl files (benchmarks/README.md). Finished runs under OUT are kept and not run again.
+# SEEDS=N runs other than the README's numbers of seeds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=$1 out=$2
@@ -8,7 +9,7 @@ shift 2
 mkdir -p "$out"
 
 run() { # name, number of seeds, flags of train.py
-    name=$1 seeds=$2; shift 2
+    name=$1 seeds=${SEEDS:-$2}; shift 2
     for ((seed = 0; seed < seeds; seed++)); do
         [ -e "$out/$name-$seed/metrics.json" ] || python train.py "$@" --seed $seed --out "$out/$name-$seed" --overwrite > "$out/$name-$seed.txt"
     done
@@ -27,17 +28,17 @@ rest14=(--data "$data/rest14/train.jsonl" --test "$data/rest14/test.jsonl")
 [ $# -gt 0 ] || set -- sample rest14 rest14-tune partial fine sick curve short
 for part; do
     case $part in
-    sample) compare sample --seeds 5 ;;
-    rest14) compare rest14 --seeds 5 "${rest14[@]}" --epochs 3 ;;
-    rest14-tune) compare rest14-tune --seeds 5 --tune "${rest14[@]}" ;;
+    sample) compare sample --seeds "${SEEDS:-5}" ;;
+    rest14) compare rest14 --seeds "${SEEDS:-5}" "${rest14[@]}" --epochs 3 ;;
+    rest14-tune) compare rest14-tune --seeds "${SEEDS:-5}" --tune "${rest14[@]}" ;;
     partial)
-        compare sst+trec --seeds 3 --data "$data"/{sst,trec}/train.jsonl --val "$data/sst/dev.jsonl" \
+        compare sst+trec --seeds "${SEEDS:-3}" --data "$data"/{sst,trec}/train.jsonl --val "$data/sst/dev.jsonl" \
             --test "$data"/{sst,trec}/test.jsonl --tasks sentiment coarse --epochs 3 ;;
     fine) run sst-fine 3 "${sst[@]}" --tasks fine --variant single --epochs 3 ;;
     sick)
-        compare sick --seeds 3 --data "$data/sick/train.jsonl" --val "$data/sick/dev.jsonl" \
+        compare sick --seeds "${SEEDS:-3}" --data "$data/sick/train.jsonl" --val "$data/sick/dev.jsonl" \
             --test "$data/sick/test.jsonl" --epochs 3 ;;
-    curve) python benchmarks/curve.py --seeds 3 "${rest14[@]}" --epochs 3 --out "$out/curve" ;;
+    curve) python benchmarks/curve.py --seeds "${SEEDS:-3}" "${rest14[@]}" --epochs 3 --out "$out/curve" ;;
     short) # one epoch on every sixth row: what pooling, learning rates and warm-up each add
         awk 'NR % 6 == 1' "$data/sst/train.jsonl" > "$out/sixth.jsonl"
         sixth=("${sst[@]}" --data "$out/sixth.jsonl" --tasks sentiment --epochs 1 --variant separate-lr)
@@ -48,7 +49,7 @@ for part; do
         run short-separate 5 "${sixth[@]}" --lr 1e-4 --head-lr 5e-3
         run short-separate-cls 5 "${sixth[@]}" --pooling cls --lr 1e-4 --head-lr 5e-3
         echo "== short, Trainer"
-        python benchmarks/speed.py --parts learn --seeds 5 --epochs 1 --reach 0 --data "$out/sixth.jsonl" \
+        python benchmarks/speed.py --parts learn --seeds "${SEEDS:-5}" --epochs 1 --reach 0 --data "$out/sixth.jsonl" \
             --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl" --out "$out/short-trainer" ;;
     *) echo "no part $part" >&2; exit 2 ;;
     esac
