@@ -355,6 +355,20 @@ def test_variants_differ_in_tasks_and_learning_rates_as_documented():
     assert [mtbert.VARIANTS[name]["all_tasks"] for name in ("single", "shared", "separate-lr")] == [False, True, True]
 
 
+def test_attention_as_plain_products_equals_the_fused_kernel_in_values_and_gradients(tiny, monkeypatch):
+    model, fused = tiny_model(tiny, TWO), torch.nn.functional.scaled_dot_product_attention
+    calls, results = [], []
+    monkeypatch.setattr(mtbert.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k))
+    data = mtbert.encode(model.tokenizer, make_rows(*({"mood": "bad", "stars": i / 4} for i in range(6))), TWO)
+    for training in (True, False):  # without dropout
+        logits, loss = model.train(training)(**mtbert.collate(data, np.arange(6), model.encoder.config, "cpu"))
+        weights = list(model.encoder.layers.parameters())
+        results.append([logits["mood"], *torch.autograd.grad(loss["mood"], weights)])
+        assert len(calls) == (0 if training else len(model.encoder.layers))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Data
 
