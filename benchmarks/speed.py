@@ -342,11 +342,11 @@ def draw(result, path):
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the line of a limit
             axis.annotate(f"{m:.1f}", (m + spread[1][i], i), (6, 0), textcoords="offset points", va="center", fontsize=9, bbox=box)
         for dtype, style in (("bfloat16", "--"), ("float32", ":")):
-            if part != "one":
+            if part != "one" and dtype in result["matmul"]:
                 limit = entry["rows"] * result["matmul"][dtype] / entry["flops"]
                 axis.axvline(limit, color="#D55E00", linestyle=style, label=f"matrix products alone, {dtype}")
         if part != "one":
-            axis.legend(fontsize=8, loc="lower right")
+            axis.legend(fontsize=8, loc="upper right")
         axis.set_xlim(0, axis.get_xlim()[1] * 1.12)
         axis.invert_yaxis()
         axis.set_title(titles[part], loc="left", fontsize=11)
@@ -382,7 +382,7 @@ def main():
     model.compute_dtype = torch.float32
     inner = sum(p.numel() for n, p in model.encoder.named_parameters() if "layers." in n)
     result = {"matmul": {}, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    for name in ("float32", "bfloat16"):
+    for name in dict.fromkeys(("float32", str(mtbert.pick_dtype("auto", torch.device("cpu"))).removeprefix("torch."))):
         result["matmul"][name] = float(np.median([matmul_rate(getattr(torch, name)) for _ in range(5)]))
         print(f"matrix products, {name}: {result['matmul'][name] / 1e9:.0f} GFLOP/s", flush=True)
 
@@ -395,7 +395,7 @@ def main():
         seconds = alternate({
             "notebooks: padded to 128, float32": lambda: train_notebook(some, task),
             "Trainer, default arguments": lambda: train_trainer(some, task),
-            "Trainer, bfloat16, by length, fused": lambda: train_best_trainer(some, task),
+            "Trainer at its best (by length, fused)": lambda: train_best_trainer(some, task),
             "mtbert": lambda: train_mtbert(some, task),
             "mtbert, two tasks": lambda: train_mtbert(two, task, second),
         }, args.rounds)  # fmt: skip
@@ -474,7 +474,7 @@ def main():
             values = np.array(seconds) if part == "one" else entry["rows"] / np.array(seconds)
             ratio = np.median(reference / np.array(seconds))
             print(f"{name:40}{np.median(values):10.2f}{values.min():10.2f}{values.max():10.2f}{ratio:22.3f}", end="")
-            fp32 = "float32" in name or "default" in name or "transformers" in name
+            fp32 = "bfloat16" not in result["matmul"] or any(word in name for word in ("float32", "default", "transformers"))
             limit = result["matmul"]["float32" if fp32 else "bfloat16"]
             print("" if part == "one" else f"{entry['flops'] / np.median(seconds) / limit:14.1%}")
     args.out.mkdir(parents=True, exist_ok=True)
