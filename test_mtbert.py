@@ -296,8 +296,8 @@ def test_each_dropout_acts_in_training_and_none_in_evaluation(tiny):
             mode()
             torch.manual_seed(0)
             outputs.append(model(**batch)[0]["mood"].tolist())
-    assert all(output == outputs[0] for output in outputs[1::2])
-    assert outputs[0] not in outputs[2::2]
+    same = [np.allclose(output, outputs[0], atol=1e-5) for output in outputs]  # kernels of attention differ in rounding
+    assert same == [True, True] + 3 * [False, True] and all(output == outputs[1] for output in outputs[1::2])
     shapes, forward = Counter(), mtbert.Dropout.forward
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mtbert.Dropout, "forward", lambda self, x: shapes.update([x.ndim]) or forward(self, x))
