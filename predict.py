@@ -29,7 +29,7 @@ def parse_args():
     flag("--json", action="store_true", help="print JSON Lines in place of a table")
     flag("--text-column", default="text", metavar="NAME", help="the key of the text")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where native")
+    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where faster")
     args = parser.parse_args()
     if bool(args.texts) == bool(args.input):
         raise InputError("give texts, or --input FILE; see --help")

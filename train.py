@@ -68,7 +68,7 @@ def parse_args(argv):
     flag("--clip", type=number(float, 0), default=1.0, help="norm of the gradient; 0: any (default: %(default)s)")
     flag("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of everything random (default: %(default)s)")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
-    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where native")
+    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where faster")
     flag("--compile", action="store_true", help="torch.compile the model")
     flag("--no-test", action="store_true", help="leave the test rows out, while you still choose")
     flag("--conflict-every", type=number(int, 1), metavar="N", help="steps between looks at how gradients agree")

@@ -30,7 +30,7 @@ for part; do
     case $part in
     sample) compare sample --seeds "${SEEDS:-5}" ;;
     rest14) compare rest14 --seeds "${SEEDS:-5}" "${rest14[@]}" --epochs 3 ;;
-    rest14-tune) compare rest14-tune --seeds "${SEEDS:-5}" --tune "${rest14[@]}" ;;
+    rest14-tune) compare rest14-tune --seeds "${SEEDS:-5}" --tune "${rest14[@]}" --epochs 3 ;;
     partial)
         compare sst+trec --seeds "${SEEDS:-3}" --data "$data"/{sst,trec}/train.jsonl --val "$data/sst/dev.jsonl" \
             --test "$data"/{sst,trec}/test.jsonl --tasks sentiment coarse --epochs 3 ;;
@@ -51,6 +51,21 @@ for part; do
         echo "== short, Trainer"
         python benchmarks/speed.py --parts learn --seeds "${SEEDS:-5}" --epochs 1 --reach 0 --data "$out/sixth.jsonl" \
             --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl" --out "$out/short-trainer" ;;
+    trials-*) # how train.py's defaults do on validation rows, beside others; a part of the training rows
+        every() { awk "NR % $1 == $2" "$data/$3/train.jsonl" > "$out/$3-$2.jsonl"; }
+        every 12 1 sst; every 12 1 trec; every 12 2 trec; every 6 1 sick
+        case $part in
+        trials-sst+trec) rows=(--data "$out"/{sst,trec}-1.jsonl --val "$data/sst/dev.jsonl" "$out/trec-2.jsonl" --tasks sentiment coarse) ;;
+        trials-sick) rows=(--data "$out/sick-1.jsonl" --val "$data/sick/dev.jsonl") ;;
+        esac
+        rows+=(--epochs 3 --no-test)
+        run "$part-default" 2 "${rows[@]}"
+        run "$part-lr5e-5" 2 "${rows[@]}" --lr 5e-5
+        run "$part-lr2e-4" 2 "${rows[@]}" --lr 2e-4
+        run "$part-cls" 2 "${rows[@]}" --pooling cls
+        run "$part-dropout0" 2 "${rows[@]}" --dropout 0
+        run "$part-separate5e-3" 2 "${rows[@]}" --variant separate-lr --head-lr 5e-3
+        run "$part-separate1e-3" 2 "${rows[@]}" --variant separate-lr --head-lr 1e-3 ;;
     *) echo "no part $part" >&2; exit 2 ;;
     esac
 done
