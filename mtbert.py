@@ -332,9 +332,9 @@ def associations(tasks, rows):
 
     for one, other in itertools.combinations([task.name for task in tasks if task.labels], 2):
         pairs = [(row.labels[one], row.labels[other]) for row in rows if one in row.labels and other in row.labels]
-        if pairs and all(len(set(labels)) > 1 for labels in zip(*pairs, strict=True)):
-            table = crosstab(*(np.array(labels) for labels in zip(*pairs, strict=True))).count
-            yield float(association(table, method="cramer")), one, other
+        columns = [np.array(labels) for labels in zip(*pairs, strict=True)]
+        if pairs and all(len(set(labels)) > 1 for labels in columns):
+            yield float(association(crosstab(*columns).count, method="cramer")), one, other
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -995,8 +995,8 @@ def calibrate(tasks, data, logits):
     for task, gold, output in labelled_rows((task for task in tasks if task.labels), data, logits):
 
         def loss(log_t, task=task, gold=gold, output=output):
-            likelihood = log_loss(gold, softmax(output / math.exp(log_t)), labels=range(len(task.labels)))
-            return likelihood + log_t**2 / (2 * len(gold))
+            cross_entropy = log_loss(gold, softmax(output / math.exp(log_t)), labels=range(len(task.labels)))
+            return cross_entropy + log_t**2 / (2 * len(gold))
 
         bounds = math.log(0.05), math.log(20)
         task.temperature = math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)

@@ -321,6 +321,21 @@ def test_dropout_keeps_the_promised_share_scaled_at_random_places(p):
     assert torch.equal(dropout(x), first) and torch.equal(dropout.eval()(x), x)
 
 
+@pytest.mark.parametrize(
+    ("name", "features", "dtype"),
+    [
+        ("AMD EPYC", {"avx512_bf16"}, torch.bfloat16),
+        ("Intel Xeon", {"avx512_bf16"}, torch.float32),
+        ("Intel Xeon", {"avx512_bf16", "amx_bf16"}, torch.bfloat16),
+        ("AMD EPYC", {"avx512_f"}, torch.float32),
+    ],
+)
+def test_auto_takes_bfloat16_only_where_the_processor_is_fast_in_it(name, features, dtype, monkeypatch):
+    capabilities = {"cpu_name": name, "avx512_bf16": False, "amx_bf16": False} | dict.fromkeys(features, True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert mtbert.pick_dtype("auto", torch.device("cpu")) == dtype
+
+
 def test_any_column_name_can_be_a_task(tiny):
     tasks = [Task(name, ["a", "b"], [1, 1], {}) for name in ("type", "a.b", "a%2Eb", "keys", "training", "é")]
     assert len(tiny_model(tiny, tasks).heads) == len(tasks)

@@ -20,7 +20,6 @@ import mtbert
 import report
 from mtbert import InputError, printable
 
-RESULTS = ("test_predictions.jsonl", "report.png")
 SAMPLE = Path(__file__).parent / "sample_data.json"
 
 
@@ -151,7 +150,8 @@ def find_run(args, device):
 def begin(args, folder, model):
     """Begin a run in `folder`, which is ours alone."""
     check_folder(args)
-    former = ("metrics.json", "config.json", "snapshot*", "model.safetensors", "log.jsonl", *RESULTS)
+    former = ("metrics.json", "config.json", "snapshot*", "model.safetensors", "log.jsonl",
+              "test_predictions.jsonl", "report.png")  # fmt: skip
     mtbert.remove(folder, *former, *mtbert.LEFTOVERS)
     mtbert.save(model, folder, finished=False)
 
@@ -271,10 +271,11 @@ def prepare(args, device, then):
         model.compile(dynamic=True)
     packages = ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")
     versions = {name: version(name) for name in packages}
+    versions |= {"processes": mtbert.PROCESSES, "threads": torch.get_num_threads(), "dtype": str(model.compute_dtype)}
     model.record = {
         "flags": vars(args),
         "encoder_source": encoder.source,
-        "versions": versions | {"processes": mtbert.PROCESSES, "threads": torch.get_num_threads()},
+        "versions": versions,
         "data_sha256": sha256,
         "launcher": launcher(),
     }
