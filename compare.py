@@ -32,7 +32,7 @@ METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "pearson": "Pearson"}
 OTHERS = {"ece": "calibr. error", "ece_uncalibrated": "uncalibrated"}
 
 
-def parse_args():
+def parse_args(argv=None):
     """-> our flags, train.py's flags parsed, and as they were given."""
     epilog = "all other flags are those of train.py"
     parser = mtbert.Parser(description=__doc__.splitlines()[0], epilog=epilog, allow_abbrev=False)
@@ -45,7 +45,7 @@ def parse_args():
     flag("--head-lr", metavar="LR", help="of separate-lr")
     flag("--layer-decay", metavar="X", help="of separate-lr")
     flag("--task-weights", nargs="+", default=[], metavar="NAME=W", help="of shared and separate-lr")
-    args, rest = parser.parse_known_args()
+    args, rest = parser.parse_known_args(argv)
     args.own = [("--head-lr", args.head_lr), ("--layer-decay", args.layer_decay)]
     args.own = [word for pair in args.own if pair[1] is not None for word in pair]
     args.weights = ["--task-weights", *args.task_weights] if args.task_weights else []

@@ -2,8 +2,8 @@
 
 python benchmarks/curve.py --data train.jsonl --test test.jsonl --out runs/curve --seeds 3 [flags of train.py]
 
-For each task in turn 5, 10, 25, 50 and 100 % of its training labels are kept, the first of one shuffled order, and all
-of the other tasks'; validation and test rows stay whole. `single` gets as many epochs as make the steps of `shared`.
+For each task in turn (--of: for these) 5, 10, 25, 50 and 100 % (--percent) of its training labels are kept, the first
+of one shuffled order, and all of the other tasks'; validation and test rows stay whole. `single` gets as many epochs as make the steps of `shared`.
 Finished runs are kept. Writes curve.json and curve.png.
 """
 
@@ -17,8 +17,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import compare
 import mtbert
-
-PERCENT = (5, 10, 25, 50, 100)
 
 
 def keep_labels(content, task, percent, path):
@@ -57,28 +55,36 @@ def draw(result, path):
 
 
 def main():
-    args, flags, rest = compare.parse_args()
+    parser = mtbert.Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--percent", type=int, nargs="+", choices=range(1, 101), default=[5, 10, 25, 50, 100])
+    parser.add_argument("--of", nargs="+", metavar="TASK")
+    mine, argv = parser.parse_known_args()
+    args, flags, rest = compare.parse_args(argv)
     if args.tune or args.own or args.weights:
         raise mtbert.InputError("the curve takes no --tune, --head-lr, --layer-decay or --task-weights")
     out = Path(args.out)
     with compare.kept_in(out):
-        result = measure(args, flags, rest, out)
-        mtbert.write(out / "curve.json", {"flags": vars(flags) | vars(args), "tasks": result})
+        result = measure(mine, args, flags, rest, out)
+        mtbert.write(out / "curve.json", {"flags": vars(flags) | vars(args) | vars(mine), "tasks": result})
         with mtbert.replacing(out / "curve.png") as beside:
             draw(result, beside)
 
 
-def measure(args, flags, rest, out):
+def measure(mine, args, flags, rest, out):
     """Train all, and print a table a task -> {task: [a point for each share of labels]}."""
     result = {}
     tasks, rows = compare.write_splits(flags, out)
     rest = compare.without(rest, compare.SOURCES)
     content = json.loads((out / "data.json").read_text("utf-8"))
-    count = 2 * args.seeds * len(PERCENT) * len(tasks)
+    tasks = {task.name: (i, task) for i, task in enumerate(tasks, 1)}
+    if unknown := set(mine.of or ()) - set(tasks):
+        raise mtbert.InputError(f"--of: there is no task {min(unknown)!r}")
+    measured = [tasks[name] for name in mine.of or tasks]
+    count = 2 * args.seeds * len(mine.percent) * len(measured)
     progress = compare.Progress(count, count)
-    for i, task in enumerate(tasks, 1):
+    for i, task in measured:
         name, result[task.name] = "macro_f1" if task.labels else "pearson", []
-        for percent in PERCENT:
+        for percent in mine.percent:
             folder = out / f"task-{i}-{percent}"
             folder.mkdir(exist_ok=True)
             count = keep_labels(content, task.name, percent, folder / "data.json")

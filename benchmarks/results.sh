@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The README's figures: benchmarks/results.sh DATA OUT [PART ...], where DATA holds the folders sst, trec, rest14 and
 # sick of train, dev and test .jsonl files (benchmarks/README.md). Finished runs under OUT are kept and not run again.
-# SEEDS=N runs other than the README's numbers of seeds.
+# SEEDS=N runs other than these numbers of seeds, EPOCHS=N other than three epochs, PERCENT="N ..." other points of the curve.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-data=$1 out=$2
+data=$1 out=$2 epochs=${EPOCHS:-3}
 shift 2
 mkdir -p "$out"
 
@@ -29,16 +29,18 @@ rest14=(--data "$data/rest14/train.jsonl" --test "$data/rest14/test.jsonl")
 for part; do
     case $part in
     sample) compare sample --seeds "${SEEDS:-5}" ;;
-    rest14) compare rest14 --seeds "${SEEDS:-5}" "${rest14[@]}" --epochs 3 ;;
-    rest14-tune) compare rest14-tune --seeds "${SEEDS:-5}" --tune "${rest14[@]}" --epochs 3 ;;
+    rest14) compare rest14 --seeds "${SEEDS:-5}" "${rest14[@]}" --epochs $epochs ;;
+    rest14-tune) compare rest14-tune --seeds "${SEEDS:-5}" --tune "${rest14[@]}" --epochs $epochs ;;
     partial)
         compare sst+trec --seeds "${SEEDS:-3}" --data "$data"/{sst,trec}/train.jsonl --val "$data/sst/dev.jsonl" \
-            --test "$data"/{sst,trec}/test.jsonl --tasks sentiment coarse --epochs 3 ;;
-    fine) run sst-fine 3 "${sst[@]}" --tasks fine --variant single --epochs 3 ;;
+            --test "$data"/{sst,trec}/test.jsonl --tasks sentiment coarse --epochs $epochs ;;
+    fine) run sst-fine 3 "${sst[@]}" --tasks fine --variant single --epochs $epochs ;;
     sick)
         compare sick --seeds "${SEEDS:-3}" --data "$data/sick/train.jsonl" --val "$data/sick/dev.jsonl" \
-            --test "$data/sick/test.jsonl" --epochs 3 ;;
-    curve) python benchmarks/curve.py --seeds "${SEEDS:-3}" "${rest14[@]}" --epochs 3 --out "$out/curve" ;;
+            --test "$data/sick/test.jsonl" --epochs $epochs ;;
+    curve)
+        python benchmarks/curve.py --seeds "${SEEDS:-3}" --of sentiment --percent ${PERCENT:-5 10 25 50 100} "${rest14[@]}" \
+            --epochs $epochs --out "$out/curve" ;;
     short) # one epoch on every sixth row: what pooling, learning rates and warm-up each add
         awk 'NR % 6 == 1' "$data/sst/train.jsonl" > "$out/sixth.jsonl"
         sixth=("${sst[@]}" --data "$out/sixth.jsonl" --tasks sentiment --epochs 1 --variant separate-lr)
@@ -58,7 +60,7 @@ for part; do
         trials-sst+trec) rows=(--data "$out"/{sst,trec}-1.jsonl --val "$data/sst/dev.jsonl" "$out/trec-2.jsonl" --tasks sentiment coarse) ;;
         trials-sick) rows=(--data "$out/sick-1.jsonl" --val "$data/sick/dev.jsonl") ;;
         esac
-        rows+=(--epochs 3 --no-test)
+        rows+=(--epochs $epochs --no-test)
         run "$part-default" 2 "${rows[@]}"
         run "$part-lr5e-5" 2 "${rows[@]}" --lr 5e-5
         run "$part-lr2e-4" 2 "${rows[@]}" --lr 2e-4
