@@ -2,9 +2,9 @@
 
 python benchmarks/curve.py --data train.jsonl --test test.jsonl --out runs/curve --seeds 3 [flags of train.py]
 
-For each task in turn (--of: for these) 5, 10, 25, 50 and 100 % (--percent) of its training labels are kept, the first
-of one shuffled order, and all of the other tasks'; validation and test rows stay whole. `single` gets as many epochs as make the steps of `shared`.
-Finished runs are kept. Writes curve.json and curve.png.
+For each task in turn, or those of --of, 5, 10, 25, 50 and 100 % (--percent) of its training labels are kept, the first
+of one shuffled order, and all of the other tasks'; validation and test rows stay whole. `single` gets as many epochs as
+make the steps of `shared`. Finished runs are kept. Writes curve.json and curve.png.
 """
 
 import json
@@ -17,6 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import compare
 import mtbert
+import train
 
 
 def keep_labels(content, task, percent, path):
@@ -56,7 +57,7 @@ def draw(result, path):
 
 def main():
     parser = mtbert.Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--percent", type=int, nargs="+", choices=range(1, 101), default=[5, 10, 25, 50, 100])
+    parser.add_argument("--percent", type=train.number(int, 1, 100), nargs="+", default=[5, 10, 25, 50, 100])
     parser.add_argument("--of", nargs="+", metavar="TASK")
     mine, argv = parser.parse_known_args()
     args, flags, rest = compare.parse_args(argv)
