@@ -41,8 +41,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-# transformers and scikit-learn are imported where they are used: prediction needs neither, and starts in a third
-# of the time without them.
+# transformers, scikit-learn and SciPy are imported where they are used: prediction needs none of them, and starts in a
+# third of the time without them.
 
 
 class InputError(ValueError):
@@ -136,7 +136,8 @@ def read_rows(path, label_names=None):
     `split` is None, but for a .json object of splits, whose "label_names" are added to `label_names`. All but .json
     are read as a stream. Raises InputError naming file and row, OSError if the file cannot be read.
     """
-    kind, where = "txt" if path == "-" else Path(path).suffix.lower().lstrip("."), None
+    kind = "txt" if path == "-" else Path(path).suffix.lower().lstrip(".")
+    where = None
     if kind == "json":
         content = parse_json("".join(read_lines(path)), path)
         splits = content if isinstance(content, dict) else {None: content}
@@ -198,7 +199,7 @@ def parse_row(where, row, text_column="text"):
 
 def type_cells(rows):
     """Turn the labels of CSV rows, which come as strings, into integers or numbers where a whole column is such."""
-    for name in {name for row in rows for name in row.labels}:
+    for name in dict.fromkeys(name for row in rows for name in row.labels):
         labelled = [row for row in rows if name in row.labels]
         cells = [row.labels[name] for row in labelled]
         integers = [re.fullmatch(r"0|-?[1-9][0-9]{0,99}", cell) for cell in cells]  # 007 stays a string
@@ -291,8 +292,7 @@ def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=Tr
             raise InputError(f"no task {name!r}; the rows have {', '.join(map(repr, found))}; --tasks picks among them")
     if not names:
         raise InputError(f'{train_files[0]}: no row has a label; a row is {{"text": ..., TASK: LABEL, ...}}')
-    for split, rows in splits.items():
-        splits[split] = [row for row in rows if any(name in row.labels for name in names)]
+    splits = {split: [row for row in part if row.labels.keys() & names] for split, part in splits.items()}
     tasks = [make_task(name, splits, label_names.get(name, {})) for name in names]
     for task in tasks:
         if not any(task.name in row.labels for row in splits["validation"]):
@@ -332,7 +332,7 @@ def associations(tasks, rows):
 
     for one, other in itertools.combinations([task.name for task in tasks if task.labels], 2):
         pairs = [(row.labels[one], row.labels[other]) for row in rows if one in row.labels and other in row.labels]
-        columns = [np.array(labels) for labels in zip(*pairs, strict=True)]
+        columns = list(zip(*pairs, strict=True))
         if pairs and all(len(set(labels)) > 1 for labels in columns):
             yield float(association(crosstab(*columns).count, method="cramer")), one, other
 
@@ -404,7 +404,7 @@ def collate(data, rows, config, device):
     # Up to a multiple of 8: oneDNN keeps compiled kernels for each shape, by the hundred megabytes when training; GPUs
     # like it too. In prediction on a processor the kernels are few, and an eighth of the products would be padding.
     multiple = 8 if torch.is_grad_enabled() or torch.device(device).type != "cpu" else 1
-    positions = np.arange(max(lengths.max(), min(-(-lengths.max() // multiple) * multiple, config.max_length)))
+    positions = np.arange(min(-(-lengths.max() // multiple) * multiple, config.max_length))
     attention_mask = positions < lengths[:, None]  # (B, T)
     source = (starts[:, None] + positions)[attention_mask]
     input_ids = np.full(attention_mask.shape, config.pad_token_id, np.int64)
@@ -506,7 +506,8 @@ class Layer(nn.Module):
 
     def __init__(self, config, dropout):
         super().__init__()
-        D, self.heads, self.activation = config.hidden_size, config.num_attention_heads, ACTIVATIONS[config.hidden_act]
+        D, self.num_heads = config.hidden_size, config.num_attention_heads
+        self.activation = ACTIVATIONS[config.hidden_act]
         self.qkv = nn.Linear(D, 3 * D)
         self.attention_output = nn.Linear(D, D)
         self.attention_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
@@ -516,8 +517,8 @@ class Layer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x, mask):
-        B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
+        (B, T, D), H = x.shape, self.num_heads
+        q, k, v = self.qkv(x).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
         if x.device.type == "cpu" and (self.training or q.dtype == torch.bfloat16):
             # Plain products: the fused kernel takes twice their time in bfloat16, and has a slow dropout
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, T)
@@ -673,8 +674,8 @@ class MTBert(nn.Module):
             pooled = (hidden.float() * mask).sum(1) / mask.sum(1)  # (B, D)
         pooled = self.dropout(pooled)
         logits = {task.name: self.heads[head(task)](pooled) for task in self.tasks}  # each (B, C); C = 1 for a number
-        labelled = [task for task in self.tasks if labels]
-        return logits, {t.name: loss_sum(t, logits[t.name], labels[t.name]) / len(input_ids) for t in labelled}
+        tasks = self.tasks if labels else []
+        return logits, {t.name: loss_sum(t, logits[t.name], labels[t.name]) / len(input_ids) for t in tasks}
 
 
 def head(task):
@@ -836,12 +837,11 @@ def conflict(model, data, rows, weights, accumulate, seed):
         backward(model, data, rows, {name: w * (name == task) for name, w in weights.items()}, accumulate)
         gradients[task] = [torch.cat([p.grad.flatten() for p in layer.parameters()]) for layer in layers]
         model.zero_grad()
-    norms = {task: [g.norm().item() for g in layers] for task, layers in gradients.items()}
+    norms = {task: [g.norm().item() for g in by_layer] for task, by_layer in gradients.items()}
     cosines = {task: {} for task in weights}
     for one, other in itertools.combinations(weights, 2):
-        products = [(g @ h).item() for g, h in zip(gradients[one], gradients[other], strict=True)]
-        sizes = [a * b for a, b in zip(norms[one], norms[other], strict=True)]
-        cosines[one][other] = [p / size if size else None for p, size in zip(products, sizes, strict=True)]
+        both = zip(gradients[one], gradients[other], norms[one], norms[other], strict=True)
+        cosines[one][other] = [(g @ h).item() / (a * b) if a * b else None for g, h, a, b in both]
     return {"norms": norms, "cosines": cosines}
 
 
@@ -899,10 +899,11 @@ def train(model, data, args, folder):
         for epoch in range(at["epoch"], args.epochs + 1):
             rng = np.random.default_rng([args.seed, epoch])
             batches = length_grouped_batches(data["train"].lengths, args.batch_size, rng)
-            bar = tqdm(batches, f"epoch {epoch}/{args.epochs}", leave=False, initial=at["batch"], disable=RANK or None)
-            start = time.perf_counter()
+            what, done = f"epoch {epoch}/{args.epochs}", at["batch"]
+            bar = tqdm(batches[done:], what, len(batches), leave=False, initial=done, disable=RANK or None)
             model.train()
-            for rows in batches[at["batch"] :]:
+            for rows in bar:
+                start = time.perf_counter()
                 step_seed = int(np.random.default_rng([args.seed, RANK, at["step"]]).integers(2**63))
                 entry = {}
                 if args.conflict_every and (at["step"] + 1) % args.conflict_every == 0:
@@ -916,6 +917,7 @@ def train(model, data, args, folder):
                 for name, value in losses.items():
                     if not math.isfinite(value):
                         raise Diverged(f"the loss of task {name!r} is {value} in step {at['step']}; try a lower --lr")
+                    at["losses"][name] = at["losses"].get(name, 0.0) + value * len(rows) / size
                 norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf).item()
                 entry = {"step": at["step"], "lr": schedule.get_last_lr(), "grad_norm": norm, "loss": losses} | entry
                 log.write(json.dumps(entry) + "\n")
@@ -923,23 +925,17 @@ def train(model, data, args, folder):
                 schedule.step()
                 optimizer.zero_grad()
                 bar.set_postfix({printable(name): f"{value:.3f}" for name, value in losses.items()}, refresh=False)
-                bar.update()
-                for name, value in losses.items():
-                    at["losses"][name] = at["losses"].get(name, 0.0) + value * len(rows) / size
                 at["batch"] += 1
+                at["seconds"] += time.perf_counter() - start
                 if stop or (args.save_every and at["step"] % args.save_every == 0):
-                    at["seconds"] += time.perf_counter() - start
                     snapshot(stop)
-                    start = time.perf_counter()
-            at["seconds"] += time.perf_counter() - start
-            bar.close()
 
             metrics = evaluate(model.tasks, data["validation"], compute_logits(model, data["validation"]))
             scores = {name: score(result) for name, result in metrics.items()}
             mean_score = sum(scores.values()) / len(scores)
             log.write(json.dumps({"epoch": epoch, "step": at["step"], "validation": metrics}) + "\n")
             line = [f"{printable(t)}: loss {at['losses'][t]:.3f}, validation {scores[t]:.3f}" for t in scores]
-            print(f"epoch {epoch}/{args.epochs}", *line, *["best"] * (mean_score > at["score"]), sep="  ")
+            print(what, *line, *["best"] * (mean_score > at["score"]), sep="  ")
             if mean_score > at["score"]:
                 at.update(score=mean_score, validation=metrics)
                 best = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
@@ -958,9 +954,9 @@ def compute_logits(model, data, batch_size=32):
     model.eval()
     device = next(model.parameters()).device
     logits = {task.name: torch.zeros(len(data), len(task.labels or [0])) for task in model.tasks}
-    order = np.argsort(data.lengths, kind="stable")[::-1]  # the longest first: a lack of memory shows at once
+    order = np.argsort(data.lengths, kind="stable")[::-1].copy()  # the longest first: a lack of memory shows at once
     for start in range(RANK * batch_size, len(order), PROCESSES * batch_size):  # every process its share of the batches
-        rows = order[start : start + batch_size].copy()
+        rows = order[start : start + batch_size]
         for name, values in model(**collate(data, rows, model.encoder.config, device))[0].items():
             logits[name][rows] = values.cpu()
     logits = {name: sum_over_processes(values, device).numpy() for name, values in logits.items()}
@@ -992,14 +988,13 @@ def calibrate(tasks, data, logits):
     from scipy.optimize import minimize_scalar
     from sklearn.metrics import log_loss
 
-    for task, gold, output in labelled_rows((task for task in tasks if task.labels), data, logits):
+    def loss(log_t, gold, output):
+        cross_entropy = log_loss(gold, softmax(output / math.exp(log_t)), labels=range(output.shape[1]))
+        return cross_entropy + log_t**2 / (2 * len(gold))
 
-        def loss(log_t, task=task, gold=gold, output=output):
-            cross_entropy = log_loss(gold, softmax(output / math.exp(log_t)), labels=range(len(task.labels)))
-            return cross_entropy + log_t**2 / (2 * len(gold))
-
-        bounds = math.log(0.05), math.log(20)
-        task.temperature = math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
+    bounds = math.log(0.05), math.log(20)
+    for task, *rows in labelled_rows((task for task in tasks if task.labels), data, logits):
+        task.temperature = math.exp(minimize_scalar(loss, args=tuple(rows), bounds=bounds, method="bounded").x)
 
 
 def labelled_rows(tasks, data, logits):
@@ -1021,7 +1016,7 @@ def evaluate(tasks, data, logits):
 
     Classes: `accuracy`, `macro_f1`, `majority_accuracy` (of always answering the training rows' most frequent class),
     `ece` (`calibration_error`; `ece_uncalibrated`: without the temperature), `confusion` (row: gold, column: predicted)
-    and `per_class`. Numbers: `pearson`, `spearman` (0 for constants), `rmse`, `mean_rmse` (of answering their mean).
+    and `per_class`. Numbers: `pearson`, `spearman` (0 for constants), `rmse`, `mean_rmse` (of the training rows' mean).
     """
     from scipy.stats import rankdata
     from sklearn import metrics
@@ -1287,7 +1282,7 @@ def describe(prediction):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the two scripts share
+# What the scripts share
 
 
 class Parser(argparse.ArgumentParser):

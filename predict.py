@@ -5,7 +5,6 @@ python predict.py --input reviews.csv --output predictions.jsonl
 """
 
 import json
-import os
 import sys
 from contextlib import contextmanager, nullcontext
 from itertools import islice
@@ -66,13 +65,12 @@ def main():
         rows = ((f"text {i}", None, {args.text_column: text}) for i, text in enumerate(args.texts, 1))
 
     as_json, cut = args.json or args.output, 0
-    output = Path(args.output or os.devnull)
-    if mtbert.RANK > 0:
-        opened = open(os.devnull, "w")  # noqa: SIM115
-    elif output.is_file() or not output.exists():
+    if not args.output or mtbert.RANK > 0:  # beyond rank 0 it goes nowhere
+        opened = nullcontext(sys.stdout)
+    elif (output := Path(args.output)).is_file() or not output.exists():
         opened = output_file(output.resolve())  # a link stays one
     else:  # a pipe or a device, which cannot be replaced
-        opened = open(output, "w") if args.output else nullcontext(sys.stdout)  # noqa: SIM115
+        opened = open(output, "w")  # noqa: SIM115
     quiet = mtbert.RANK > 0 or (sys.stdout.isatty() and not args.output) or None  # no bar in the midst of a table
     if not as_json:
         print(f"{'text':60}", *(f"{printable(task.name)[:20]:20}" for task in model.tasks))

@@ -48,10 +48,6 @@ def short(text, length=24):
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def count_in_integers(axes):
-    axes.xaxis.get_major_locator().set_params(integer=True)
-
-
 def draw_loss(axes, steps):
     axes.set(title="Training loss", xlabel="step", ylabel="loss (mean of the last 20 steps)")
     for task, line in zip(steps[0]["loss"], cycle(LINES), strict=False):
@@ -59,26 +55,33 @@ def draw_loss(axes, steps):
         last = np.arange(1, len(values))
         first = np.maximum(last - 20, 0)
         means = (values[last] - values[first]) / (last - first)
-        axes.plot([e["step"] for e in steps], means, marker="o" if len(steps) == 1 else None, label=short(task), **line)
+        axes.plot([e["step"] for e in steps], means, marker="o" if len(steps) == 1 else None, **line)
     axes.set_ylim(0, None)
-    count_in_integers(axes)
-    axes.legend()
+    axes.locator_params("x", integer=True)
+    axes.legend(axes.get_lines(), map(short, steps[0]["loss"]))
 
 
 def draw_validation(axes, epochs):
     axes.set(title="Validation score, an epoch a point", xlabel="step", ylabel="macro-F1, or Pearson's correlation")
     for task, line in zip(epochs[0]["validation"], cycle(LINES), strict=False):
         scores = [mtbert.score(e["validation"][task]) for e in epochs]
-        axes.plot([e["step"] for e in epochs], scores, marker="o", label=short(task), **line)
-    count_in_integers(axes)
-    axes.legend()
+        axes.plot([e["step"] for e in epochs], scores, marker="o", **line)
+    axes.set_xlim(0, None)
+    axes.locator_params("x", integer=True)
+    axes.legend(axes.get_lines(), map(short, epochs[0]["validation"]))
+
+
+def test_predictions(folder, task):
+    """The labels, or numbers, predicted for the test rows that are labelled for the task so named, and their own."""
+    rows = map(json.loads, (Path(folder) / "test_predictions.jsonl").read_text("utf-8").splitlines())
+    rows = [row for row in rows if row["labels"][task] is not None]
+    predictions = [row["predictions"][task] for row in rows]
+    return [p["value"] if "value" in p else p["label"] for p in predictions], [row["labels"][task] for row in rows]
 
 
 def draw_task(axes, folder, name, names, result):
     if "confusion" not in result:
-        lines = (Path(folder) / "test_predictions.jsonl").read_text("utf-8").splitlines()
-        rows = [row for row in map(json.loads, lines) if row["labels"][name] is not None]
-        gold, value = [row["labels"][name] for row in rows], [row["predictions"][name]["value"] for row in rows]
+        value, gold = test_predictions(folder, name)
         ends = [min(gold + value), max(gold + value)]
         axes.plot(ends, ends, color="#999999", linewidth=1)
         axes.scatter(gold, value, s=6, alpha=0.4, color=COLORS[0], edgecolors="none")
@@ -103,6 +106,7 @@ def draw_cosines(axes, conflicts, one, other):
     extent = (every / 2, conflicts[-1]["step"] + every / 2, len(grid) + 0.5, 0.5)
     draw_grid(axes, grid, extent=extent)
     axes.set(title=f"Conflict: {short(one, 16)} and {short(other, 16)}", xlabel="step", ylabel="encoder layer")
+    axes.locator_params("y", integer=True)
 
 
 def draw_means(axes, conflicts):
@@ -131,10 +135,10 @@ def draw_norms(axes, conflicts):
     norms = [e["conflict"]["norms"] for e in conflicts]
     for task, line in zip(norms[0], cycle(LINES), strict=False):
         means = np.mean([norm[task] for norm in norms], axis=0)
-        axes.plot(range(1, len(means) + 1), means, marker="o", label=short(task), **line)
+        axes.plot(range(1, len(means) + 1), means, marker="o", **line)
     axes.set_ylim(0, None)
-    count_in_integers(axes)
-    axes.legend()
+    axes.locator_params("x", integer=True)
+    axes.legend(axes.get_lines(), map(short, norms[0]))
 
 
 def main():

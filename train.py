@@ -93,9 +93,8 @@ def parse_args(argv):
         if value is not None and variant["head_lr"] is None:
             raise InputError(f"{name} is not used by --variant {args.variant}, but by separate-lr")
     if args.head_lr is None:
-        args.head_lr = args.lr if variant["head_lr"] is None else variant["head_lr"]
-    if args.layer_decay is None:
-        args.layer_decay = 1.0
+        args.head_lr = variant["head_lr"] or args.lr
+    args.layer_decay = args.layer_decay or 1.0
     return args
 
 
@@ -142,9 +141,8 @@ def find_run(args, device):
         return Path(args.resume)
     restarts = torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)))  # each machine counts its own
     restarted = mtbert.sum_over_processes(restarts, device) > 0
-    if mtbert.RANK == 0 and restarted and (Path(args.out) / "config.json").exists():
-        return Path(args.out) if read_config(args.out)["launcher"] == launcher() else None
-    return None
+    found = mtbert.RANK == 0 and restarted and (Path(args.out) / "config.json").exists()
+    return Path(args.out) if found and read_config(args.out)["launcher"] == launcher() else None
 
 
 def begin(args, folder, model):
@@ -158,7 +156,7 @@ def begin(args, folder, model):
 
 def check_same(then, folder, model):
     """Raises InputError unless the run in `folder`, whose config.json said `then`, can go on with `model`."""
-    now = json.loads(json.dumps(mtbert.describe_model(model)))
+    now = mtbert.describe_model(model)
     for task in then["tasks"]:
         task["temperature"] = 1.0  # it is fitted at the end, behind which the run may have been killed
     for key in ("encoder", "tasks", "pooling", "encoder_source", "tokenizer_sha256"):
@@ -290,7 +288,7 @@ def run(args, folder, model, rows, data):
     mtbert.calibrate(model.tasks, data["validation"], mtbert.compute_logits(model, data["validation"]))
     if mtbert.RANK == 0:
         mtbert.save(model, folder)
-    mtbert.from_rank_0(None)
+    mtbert.from_rank_0(None)  # the others wait until it is saved
 
     del model, best
     model = mtbert.load(folder, args.device, args.dtype)  # what is tested is what was saved

@@ -182,10 +182,8 @@ def encode_here(path, tokenizer, count):
 
 
 def draw(result, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
 
     panels = defaultdict(list)  # (title, x, y): lines
     for part, color in (("predict", "#0072B2"), ("train", "#D55E00")):
@@ -205,8 +203,8 @@ def draw(result, path):
             panels[titles[part], "tokens of a text", "microseconds a token"].append(line)
     if not panels:
         return
-    plt.rcParams.update({"font.size": 14, "axes.titlesize": 16, "lines.linewidth": 2, "lines.markersize": 8})
-    figure = plt.figure(figsize=(14, 2.8 * len(panels)), layout="constrained")
+    rcParams.update({"font.size": 14, "axes.titlesize": 16, "lines.linewidth": 2, "lines.markersize": 8})
+    figure = Figure(figsize=(14, 2.8 * len(panels)), layout="constrained")
     for i, ((title, x, y), lines) in enumerate(panels.items(), 1):
         axis = figure.add_subplot(len(panels) // 2, 2, i, title=title, xlabel=x, ylabel=y)
         axis.set_xscale("log", base=10 if x == "rows" else 2)

@@ -302,15 +302,14 @@ def alternate(contenders, rounds):
     seconds = {name: [] for name in contenders}
     for i in range(rounds):
         for name, run in contenders.items():
-            with redirect_stdout(StringIO()):
-                seconds[name].append(run())
+            seconds[name].append(redirected(run))
             print(f"round {i + 1}/{rounds}  {name:40}{seconds[name][-1]:8.2f} s", flush=True)
     return seconds
 
 
-def redirected(run, *arguments):
+def redirected(run, *arguments, **named):
     with redirect_stdout(StringIO()):
-        return run(*arguments)
+        return run(*arguments, **named)
 
 
 def timed(run, *arguments):
@@ -323,13 +322,11 @@ def timed(run, *arguments):
 
 
 def draw(result, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     parts = [part for part in ("train", "predict", "one") if part in result]
-    figure, axes = plt.subplots(len(parts), 1, figsize=(9, 0.6 + 2.9 * len(parts)), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(9, 0.6 + 2.9 * len(parts)), layout="constrained")
+    axes = figure.subplots(len(parts), 1, squeeze=False)
     titles = {"train": "Training: rows per second", "predict": "Prediction: sentences per second", "one": "One sentence, whole process: seconds"}
     for axis, part in zip(axes[:, 0], parts, strict=True):
         entry = result[part]
@@ -433,8 +430,7 @@ def main():
         for seed in range(args.seeds):
             for name, run in contenders.items():
                 print(f"seed {seed}, {name}", file=sys.stderr, flush=True)
-                with redirect_stdout(StringIO()):
-                    entry = learning_curve(run, rows, task, args.reach, seed=seed, epochs=args.epochs)
+                entry = redirected(learning_curve, run, rows, task, args.reach, seed=seed, epochs=args.epochs)
                 result["learn"][name].append(entry)
         print(f"\n{args.epochs} epochs{'':32}{'test accuracy':>16}   seconds of training until validation {args.reach:.0%}")
         for name, runs in result["learn"].items():
