@@ -81,7 +81,8 @@ def paired_difference(first, second, margin=1.0):
     # The probabilities that the interval excludes zero, and that it lies within ± margin
     apart = cdf(abs(mean) / error - width)
     inside = cdf((margin - abs(mean)) / error - width) - cdf(width - (margin + abs(mean)) / error)
-    enough = np.maximum(apart, inside) >= 0.8
+    # They exclude each other, but where the interval is so narrow that one of them is certain
+    enough = np.where(width * error <= margin / 2, 1.0, apart + np.maximum(inside, 0)) >= 0.8
     return result | {"verdict": "undecided", "seeds": int(many[enough][0]) if enough.any() else None}
 
 
@@ -142,6 +143,14 @@ def write_splits(flags, out):
         raise InputError(f"{out} holds a comparison of other rows; name another folder with --out")
     mtbert.write(path, content)
     return tasks, rows
+
+
+def keep_flags(out, flags):
+    """Refuse, before anything is trained, to go on in `out` with other flags than it began with."""
+    path = out / "flags.json"
+    if path.exists() and path.read_bytes() != json.dumps(flags, indent=1).encode():
+        raise InputError(f"{out} holds a comparison with other flags; name another folder with --out")
+    mtbert.write(path, flags)
 
 
 def train_once(folder, argv):
@@ -231,10 +240,11 @@ def train_all(args, tasks, rows, rest, out):
 
 def measure_cost(runs, rows, device, dtype):
     """{variant: {"train_seconds", "parameters", "seconds_per_text"}}, of as many models as it takes for all tasks; the
-    times of prediction are medians of three, alternating, of the first seed's models on the test rows, tokenized."""
+    times of prediction are medians of three, alternating, of the first seed's models on the first 500 test rows,
+    tokenized."""
     folders = {variant: [seeds[0]["folder"] for seeds in runs[variant].values()] for variant in VARIANTS}
     models = {variant: [mtbert.load(folder, device, dtype) for folder in parts] for variant, parts in folders.items()}
-    data = mtbert.encode(models["shared"][0].tokenizer, rows["test"])
+    data = mtbert.encode(models["shared"][0].tokenizer, rows["test"][:500])
     seconds = {variant: [] for variant in VARIANTS}
     for _ in range(3):
         for variant, parts in models.items():
@@ -250,14 +260,6 @@ def measure_cost(runs, rows, device, dtype):
         }
         for variant, parts in models.items()
     }
-
-
-def test_predictions(folder, task):
-    """The labels, or numbers, predicted for the test rows that are labelled for the task, and their own."""
-    rows = map(json.loads, (folder / "test_predictions.jsonl").read_text("utf-8").splitlines())
-    rows = [row for row in rows if row["labels"][task.name] is not None]
-    kind = "label" if task.labels else "value"
-    return [row["predictions"][task.name][kind] for row in rows], [row["labels"][task.name] for row in rows]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -276,8 +278,9 @@ def summarise(args, tasks, linear, runs):
             name: {f"{a} - {b}": paired_difference(scores[name][a], scores[name][b], args.margin) for a, b in PAIRS}
             for name in names if name in METRICS
         }  # fmt: skip
-        predictions = {v: [test_predictions(run["folder"], task)[0] for run in seeds] for v, seeds in part.items()}
-        gold = test_predictions(part["shared"][0]["folder"], task)[1]
+        read = {v: [report.test_predictions(run["folder"], task.name) for run in seeds] for v, seeds in part.items()}
+        predictions = {variant: [guess for guess, _ in seeds] for variant, seeds in read.items()}
+        gold = read["shared"][0][1]
         first = {what: {name: 100 * value for name, value in m.items()} for what, m in linear[task.name].items()}
         result[task.name] = {"rows": len(gold), "baselines": first, "scores": scores, "differences": differences,
                              "gold": gold, "predictions": predictions}  # fmt: skip
@@ -296,10 +299,9 @@ def print_results(result, cost, chosen, seeds):
         for what, values in task["baselines"].items():
             print(f"  {what:28}" + "".join(f"{values[m]:18.1f}" for m in task["differences"]))
         for variant in VARIANTS:
-            print(f"  {variant:28}", end="")
-            for values in (score[variant] for score in task["scores"].values()):
-                print(f"{f'{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}':>18}", end="")
-            print()
+            scores = [score[variant] for score in task["scores"].values()]
+            cells = (f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" for values in scores)
+            print(f"  {variant:28}" + "".join(f"{cell:>18}" for cell in cells))
         for metric, differences in task["differences"].items():
             for pair, d in differences.items():
                 interval = f"{d['mean']:+6.2f} ({d['low']:+.2f} to {d['high']:+.2f})"
@@ -361,6 +363,7 @@ def main():
         tasks, rows = write_splits(flags, out)
         if unknown := set(flags.task_weights) - {task.name for task in tasks}:
             raise InputError(f"--task-weights: there is no task {min(unknown)!r}")
+        keep_flags(out, [*without(rest, SOURCES), *args.own, *args.weights, *["--tune"] * args.tune])
         data = {path: mtbert.file_sha256(path) for path in flags.data + flags.val + flags.test}
         train.print_data(tasks, rows)
         linear = {task.name: baselines(task, rows) for task in tasks}
@@ -368,7 +371,7 @@ def main():
         cost = measure_cost(runs, rows, flags.device, flags.dtype)
         result = summarise(args, tasks, linear, runs)
         config = train.read_config(runs["shared"][""][0]["folder"])
-        record = {"flags": vars(flags) | vars(args) | {"argv": rest}, "data_sha256": data}
+        record = {"flags": vars(args) | vars(flags) | {"out": args.out, "argv": rest}, "data_sha256": data}
         record |= {key: config[key] for key in ("versions", "encoder_source")}
         mtbert.write(out / "compare.json", record | {"tuned": chosen, "cost": cost, "tasks": result})
         with mtbert.replacing(out / "compare.png") as beside:

@@ -1498,6 +1498,10 @@ def test_verdicts():
     noise = rng.normal(0, np.std([1.7, -1.7, 1, -1], ddof=1), (400, n))
     found = [compare.paired_difference(row, np.zeros(n))["verdict"] for row in noise]
     assert 0.75 < found.count("equivalent") / 400 < 0.85
+    n = compare.paired_difference([72.5, 68.5, 71.5, 69.5], [70, 70, 70, 70])["seeds"]  # or either, between the two
+    noise = rng.normal(0.5, np.std([2.5, -1.5, 1.5, -0.5], ddof=1), (400, n))
+    found = [compare.paired_difference(row, np.zeros(n))["verdict"] for row in noise]
+    assert 0.75 < 1 - found.count("undecided") / 400 < 0.86
 
 
 def test_compare_trains_every_variant_survives_interruption_and_reports(script, tiny, tmp_path, monkeypatch):
@@ -1541,12 +1545,13 @@ def test_compare_trains_every_variant_survives_interruption_and_reports(script, 
     assert all(Path(f"alone/{f}").read_bytes() == Path(f"c/single-1-liked-1/{f}").read_bytes() for f in ("log.jsonl", "model.safetensors"))
 
     for wrong, words in (
-        (["--lr", "1e-3"], "is a run with other flags"), (["--seed", "3"], "chooses --seed itself"), (["--out", "alone"], "in use"),
+        (["--lr", "1e-3"], "other flags"), (["--tune"], "other flags"), (["--seed", "3"], "chooses --seed itself"), (["--out", "alone"], "in use"),
         (["--tasks", "liked"], "two tasks or more"), (["--test", "a.csv"], "other rows"), (["--nonsense"], "unrecognized"),
         (["--head-lr", "abc"], "invalid float value"), (["--task-weights", "nope=2"], "no task 'nope'"),
     ):  # fmt: skip
         status, _, err = script("compare.py", *flags, *wrong)
         assert status == 2 and words in err and err.count("\n") <= 2, err
+    assert calls["all"] == 10  # none of them began to train
 
 
 def test_compare_takes_any_names_and_numbers_and_an_error_leaves_the_folder_usable(script, tiny, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import compare
 import mtbert
+import report
 import train
 
 
@@ -49,16 +50,18 @@ def draw(result, path):
         axes.set_xticks(x, [f"{point['percent']} %\n{point['labels']}" for point in points])
         axes.minorticks_off()
         xlabel = "training labels of this task, all of the other's"
-        axes.set(title=task, xlabel=xlabel, ylabel=f"test {points[0]['metric']} (%)")
+        axes.set(title=report.short(task, 30), xlabel=xlabel, ylabel=f"test {points[0]['metric']} (%)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(title="mean ± standard deviation")
     figure.savefig(path, dpi=130, format="png")
 
 
 def main():
-    parser = mtbert.Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--percent", type=train.number(int, 1, 100), nargs="+", default=[5, 10, 25, 50, 100])
-    parser.add_argument("--of", nargs="+", metavar="TASK")
+    epilog = "--seeds, --margin and --out are those of compare.py, all others those of train.py"
+    parser = mtbert.Parser(description=__doc__.splitlines()[0], epilog=epilog, allow_abbrev=False)
+    percent = {"type": train.number(int, 1, 100), "default": [5, 10, 25, 50, 100], "help": "(default: %(default)s)"}
+    parser.add_argument("--percent", nargs="+", metavar="N", **percent)
+    parser.add_argument("--of", nargs="+", metavar="TASK", help="whose labels are left out (default: each in turn)")
     mine, argv = parser.parse_known_args()
     args, flags, rest = compare.parse_args(argv)
     if args.tune or args.own or args.weights:
@@ -66,7 +69,7 @@ def main():
     out = Path(args.out)
     with compare.kept_in(out):
         result = measure(mine, args, flags, rest, out)
-        mtbert.write(out / "curve.json", {"flags": vars(flags) | vars(args) | vars(mine), "tasks": result})
+        mtbert.write(out / "curve.json", {"flags": vars(args) | vars(flags) | vars(mine) | {"out": args.out}, "tasks": result})
         with mtbert.replacing(out / "curve.png") as beside:
             draw(result, beside)
 
@@ -99,7 +102,7 @@ def measure(mine, args, flags, rest, out):
                     point[variant].append(100 * metrics["test"][task.name][name])
             result[task.name].append(point)
     for task, points in result.items():
-        print(f"\n{task}, test {points[0]['metric']} in %: mean ± standard deviation of {args.seeds} seeds")
+        print(f"\n{mtbert.printable(task)}, test {points[0]['metric']} in %: mean ± standard deviation of {args.seeds} seeds")
         print(f"{'labels':>12}{'single':>16}{'shared':>16}   shared - single, 95 % interval")
         for point in points:
             print(f"{point['labels']:5} ({point['percent']:3} %)", end="")

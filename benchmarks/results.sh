@@ -10,11 +10,13 @@ mkdir -p "$out"
 
 run() { # name, number of seeds, flags of train.py
     name=$1 seeds=${SEEDS:-$2}; shift 2
+    folders=()
     for ((seed = 0; seed < seeds; seed++)); do
+        folders+=("$out/$name-$seed")
         [ -e "$out/$name-$seed/metrics.json" ] || python train.py "$@" --seed $seed --out "$out/$name-$seed" --overwrite > "$out/$name-$seed.txt"
     done
     echo "== $name: $*"
-    python benchmarks/runs.py "$out/$name"-[0-9]
+    python benchmarks/runs.py "${folders[@]}"
 }
 
 compare() { # name, flags of compare.py
@@ -34,7 +36,7 @@ for part; do
     partial)
         compare sst+trec --seeds "${SEEDS:-3}" --data "$data"/{sst,trec}/train.jsonl --val "$data/sst/dev.jsonl" \
             --test "$data"/{sst,trec}/test.jsonl --tasks sentiment coarse --epochs $epochs ;;
-    fine) run sst-fine 3 "${sst[@]}" --tasks fine --variant single --epochs $epochs ;;
+    fine) run "sst-fine-$epochs-epochs" 3 "${sst[@]}" --tasks fine --variant single --epochs $epochs ;;
     sick)
         compare sick --seeds "${SEEDS:-3}" --data "$data/sick/train.jsonl" --val "$data/sick/dev.jsonl" \
             --test "$data/sick/test.jsonl" --epochs $epochs ;;
@@ -60,7 +62,7 @@ for part; do
         trials-sst+trec) rows=(--data "$out"/{sst,trec}-1.jsonl --val "$data/sst/dev.jsonl" "$out/trec-2.jsonl" --tasks sentiment coarse) ;;
         trials-sick) rows=(--data "$out/sick-1.jsonl" --val "$data/sick/dev.jsonl") ;;
         esac
-        rows+=(--epochs $epochs --no-test)
+        rows+=(--epochs $epochs --no-test) part=$part-$epochs-epochs
         run "$part-default" 2 "${rows[@]}"
         run "$part-lr5e-5" 2 "${rows[@]}" --lr 5e-5
         run "$part-lr2e-4" 2 "${rows[@]}" --lr 2e-4

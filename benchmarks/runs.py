@@ -3,19 +3,21 @@
 python benchmarks/runs.py runs/shared-*
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
-metrics = [json.loads((Path(folder) / "metrics.json").read_text()) for folder in sys.argv[1:]]
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("folders", nargs="+", type=Path, help="of finished runs")
+metrics = [json.loads((folder / "metrics.json").read_text()) for folder in parser.parse_args().folders]
 split = "test" if metrics[0].get("test") else "validation"
 for task, first in metrics[0][split].items():
     for name in ("accuracy", "macro_f1", "pearson", "spearman", "rmse"):
         if name in first:
             values = [run[split][task][name] for run in metrics]
             each = " ".join(f"{value:.4f}" for value in values)
-            print(f"{task:14}{name:10}{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}   {each}")
+            print(f"{task:14}{name:10}{np.mean(values):.4f} ± {np.std(values, ddof=min(1, len(values) - 1)):.4f}   {each}")
 for name in ("train_seconds", "examples_per_second"):
     print(f"{name}: {np.mean([run[name] for run in metrics]):.0f}")
