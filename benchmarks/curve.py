@@ -4,9 +4,11 @@ python benchmarks/curve.py --data train.jsonl --test test.jsonl --out runs/curve
 
 For each task in turn, or those of --of, 5, 10, 25, 50 and 100 % (--percent) of its training labels are kept, the first
 of one shuffled order, and all of the other tasks'; validation and test rows stay whole. `single` gets as many epochs as
-make the steps of `shared`. Finished runs are kept. Writes curve.json and curve.png.
+make the steps of `shared`; `weighted` is `shared` with a weight that makes up for the labels that are missing, which
+the loss counts one by one. Finished runs are kept. Writes curve.json and curve.png.
 """
 
+import itertools
 import json
 import random
 import sys
@@ -19,6 +21,8 @@ import compare
 import mtbert
 import report
 import train
+
+ARMS = ("single", "shared", "weighted")
 
 
 def keep_labels(content, task, percent, path):
@@ -42,7 +46,7 @@ def draw(result, path):
     for i, (task, points) in enumerate(result.items(), 1):
         axes = figure.add_subplot(1, len(result), i)
         x = [point["labels"] for point in points]
-        for variant, color, marker in (("single", "#D55E00", "o"), ("shared", "#0072B2", "s")):
+        for variant, color, marker in (("single", "#D55E00", "o"), ("shared", "#0072B2", "s"), ("weighted", "#009E73", "^")):
             means = [np.mean(point[variant]) for point in points]
             spread = [np.std(point[variant], ddof=1) for point in points]
             axes.errorbar(x, means, spread, color=color, marker=marker, capsize=4, label=variant)
@@ -84,7 +88,7 @@ def measure(mine, args, flags, rest, out):
     if unknown := set(mine.of or ()) - set(tasks):
         raise mtbert.InputError(f"--of: there is no task {min(unknown)!r}")
     measured = [tasks[name] for name in mine.of or tasks]
-    count = 2 * args.seeds * len(mine.percent) * len(measured)
+    count = len(ARMS) * args.seeds * len(mine.percent) * len(measured)
     progress = compare.Progress(count, count)
     for i, task in measured:
         name, result[task.name] = "macro_f1" if task.labels else "pearson", []
@@ -92,24 +96,30 @@ def measure(mine, args, flags, rest, out):
             folder = out / f"task-{i}-{percent}"
             folder.mkdir(exist_ok=True)
             count = keep_labels(content, task.name, percent, folder / "data.json")
-            point = {"percent": percent, "labels": count, "metric": compare.METRICS[name], "single": [], "shared": []}
-            for seed in range(args.seeds):
-                epochs = str(round(flags.epochs * len(rows["train"]) / count))
-                for variant, own in (("single", [f"--tasks={task.name}", "--epochs", epochs]), ("shared", [])):
-                    argv = [*rest, "--data", str(folder / "data.json"), "--variant", variant, *own, "--seed", str(seed)]
-                    what = f"{task.name}, {percent} %, {variant}, seed {seed}"
-                    metrics = progress.run(what, 1, folder / f"{variant}-{seed}", argv)
-                    point[variant].append(100 * metrics["test"][task.name][name])
+            point = {"percent": percent, "labels": count, "metric": compare.METRICS[name], **{arm: [] for arm in ARMS}}
+            times = len(rows["train"]) / count
+            flags_of = {
+                "single": ["--variant", "single", f"--tasks={task.name}", "--epochs", str(round(flags.epochs * times))],
+                "shared": ["--variant", "shared"],
+                "weighted": ["--variant", "shared", f"--task-weights={task.name}={times:.3g}"],
+            }
+            for seed, arm in itertools.product(range(args.seeds), ARMS):
+                argv = [*rest, "--data", str(folder / "data.json"), *flags_of[arm], "--seed", str(seed)]
+                what = f"{task.name}, {percent} %, {arm}, seed {seed}"
+                metrics = progress.run(what, 1, folder / f"{arm}-{seed}", argv)
+                point[arm].append(100 * metrics["test"][task.name][name])
             result[task.name].append(point)
     for task, points in result.items():
         print(f"\n{mtbert.printable(task)}, test {points[0]['metric']} in %: mean ± standard deviation of {args.seeds} seeds")
-        print(f"{'labels':>12}{'single':>16}{'shared':>16}   shared - single, 95 % interval")
+        print(f"{'labels':>12}" + "".join(f"{arm:>16}" for arm in ARMS) + "   95 % interval of")
         for point in points:
             print(f"{point['labels']:5} ({point['percent']:3} %)", end="")
-            for variant in ("single", "shared"):
-                print(f"{f'{np.mean(point[variant]):.1f} ± {np.std(point[variant], ddof=1):.1f}':>16}", end="")
-            d = point["difference"] = compare.paired_difference(point["shared"], point["single"], args.margin)
-            print(f"   {d['mean']:+.2f} ({d['low']:+.2f} to {d['high']:+.2f})  {compare.in_words(d)}")
+            for arm in ARMS:
+                print(f"{f'{np.mean(point[arm]):.1f} ± {np.std(point[arm], ddof=1):.1f}':>16}", end="")
+            for arm in ARMS[1:]:
+                d = point[f"{arm} - single"] = compare.paired_difference(point[arm], point["single"], args.margin)
+                print(f"   {arm} - single: {d['mean']:+.2f} ({d['low']:+.2f} to {d['high']:+.2f}), {d['verdict']}", end="")
+            print()
     return result
 
 

@@ -51,7 +51,6 @@ for part; do
         run short-rate 5 "${sixth[@]}" --lr 1e-4 --head-lr 1e-4 --warmup-ratio 0
         run short-warmup 5 "${sixth[@]}" --lr 1e-4 --head-lr 1e-4
         run short-separate 5 "${sixth[@]}" --lr 1e-4 --head-lr 5e-3
-        run short-separate-cls 5 "${sixth[@]}" --pooling cls --lr 1e-4 --head-lr 5e-3
         echo "== short, Trainer"
         python benchmarks/speed.py --parts learn --seeds "${SEEDS:-5}" --epochs 1 --reach 0 --data "$out/sixth.jsonl" \
             --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl" --out "$out/short-trainer" ;;
