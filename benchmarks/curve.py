@@ -42,7 +42,7 @@ def keep_labels(content, task, percent, path):
 def draw(result, path):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(result), 4.2), layout="constrained")
+    figure = Figure(figsize=(5 * len(result), 4.6), layout="constrained")
     for i, (task, points) in enumerate(result.items(), 1):
         axes = figure.add_subplot(1, len(result), i)
         x = [point["labels"] for point in points]
@@ -56,7 +56,8 @@ def draw(result, path):
         xlabel = "training labels of this task, all of the other's"
         axes.set(title=report.short(task, 30), xlabel=xlabel, ylabel=f"test {points[0]['metric']} (%)")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(title="mean ± standard deviation")
+    legend = {"loc": "outside lower center", "ncols": len(ARMS), "title": "mean ± standard deviation"}
+    figure.legend(*axes.get_legend_handles_labels(), **legend)
     figure.savefig(path, dpi=130, format="png")
 
 
