@@ -46,10 +46,10 @@ def draw(result, path):
     for i, (task, points) in enumerate(result.items(), 1):
         axes = figure.add_subplot(1, len(result), i)
         x = [point["labels"] for point in points]
-        for variant, color, marker in (("single", "#D55E00", "o"), ("shared", "#0072B2", "s"), ("weighted", "#009E73", "^")):
-            means = [np.mean(point[variant]) for point in points]
-            spread = [np.std(point[variant], ddof=1) for point in points]
-            axes.errorbar(x, means, spread, color=color, marker=marker, capsize=4, label=variant)
+        for arm, color, marker in zip(ARMS, ("#D55E00", "#0072B2", "#009E73"), "os^", strict=True):
+            means = [np.mean(point[arm]) for point in points]
+            spread = [np.std(point[arm], ddof=1) for point in points]
+            axes.errorbar(x, means, spread, color=color, marker=marker, capsize=4, label=arm)
         axes.set_xscale("log")
         axes.set_xticks(x, [f"{point['percent']} %\n{point['labels']}" for point in points])
         axes.minorticks_off()
