@@ -56,19 +56,21 @@ for part; do
             --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl" --out "$out/short-trainer" ;;
     trials-*) # how train.py's defaults do on validation rows, beside others; a part of the training rows
         every() { awk "NR % $1 == $2" "$data/$3/train.jsonl" > "$out/$3-$2.jsonl"; }
-        every 12 1 sst; every 12 1 trec; every 12 2 trec; every 6 1 sick
+        every 6 1 sst; every 6 1 trec; every 6 2 trec; every 6 1 sick; every 2 1 rest14; every 4 0 rest14
         case $part in
         trials-sst+trec) rows=(--data "$out"/{sst,trec}-1.jsonl --val "$data/sst/dev.jsonl" "$out/trec-2.jsonl" --tasks sentiment coarse) ;;
         trials-sick) rows=(--data "$out/sick-1.jsonl" --val "$data/sick/dev.jsonl") ;;
+        trials-rest14) rows=(--data "$out/rest14-1.jsonl" --val "$out/rest14-0.jsonl") ;;
         esac
         rows+=(--epochs $epochs --no-test) part=$part-$epochs-epochs
-        run "$part-default" 2 "${rows[@]}"
-        run "$part-lr5e-5" 2 "${rows[@]}" --lr 5e-5
-        run "$part-lr2e-4" 2 "${rows[@]}" --lr 2e-4
-        run "$part-cls" 2 "${rows[@]}" --pooling cls
-        run "$part-dropout0" 2 "${rows[@]}" --dropout 0
-        run "$part-separate5e-3" 2 "${rows[@]}" --variant separate-lr --head-lr 5e-3
-        run "$part-separate1e-3" 2 "${rows[@]}" --variant separate-lr --head-lr 1e-3 ;;
+        run "$part-default" 3 "${rows[@]}"
+        run "$part-lr5e-5" 3 "${rows[@]}" --lr 5e-5
+        run "$part-lr2e-4" 3 "${rows[@]}" --lr 2e-4
+        run "$part-cls" 3 "${rows[@]}" --pooling cls
+        run "$part-dropout0" 3 "${rows[@]}" --dropout 0
+        run "$part-warmup0" 3 "${rows[@]}" --warmup-ratio 0
+        run "$part-separate5e-3" 3 "${rows[@]}" --variant separate-lr --head-lr 5e-3
+        run "$part-separate1e-3" 3 "${rows[@]}" --variant separate-lr --head-lr 1e-3 ;;
     *) echo "no part $part" >&2; exit 2 ;;
     esac
 done
