@@ -532,7 +532,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config, dropout=0.0):
+    def __init__(self, config, dropout=0.1):
         super().__init__()
         self.config = config
         E, D = config.embedding_size, config.hidden_size
@@ -564,7 +564,7 @@ class Encoder(nn.Module):
         return x
 
     @classmethod
-    def from_pretrained(cls, name_or_folder, dropout=0.0):
+    def from_pretrained(cls, name_or_folder, dropout=0.1):
         """The encoder of a checkpoint on the Hugging Face Hub or in a folder, read through transformers.
 
         Every tensor of the checkpoint must have its place and its shape here, but for the heads that it was trained
@@ -649,7 +649,7 @@ POOLING = ("mean", "cls")
 class MTBert(nn.Module):
     """An encoder that runs once for all tasks, pooling, and a linear head per task."""
 
-    def __init__(self, encoder, tasks, tokenizer, pooling="mean", dropout=0.0):
+    def __init__(self, encoder, tasks, tokenizer, pooling="mean", dropout=0.1):
         super().__init__()
         self.encoder, self.tasks, self.tokenizer, self.pooling = encoder, tasks, tokenizer, pooling
         self.compute_dtype = torch.float32  # of the encoder's arithmetic in training; its weights stay in float32

@@ -63,7 +63,7 @@ def parse_args(argv):
     flag("--task-weights", nargs="+", type=task_weight, default=[], metavar="NAME=W", help="of the losses (default: 1)")
     flag("--weight-decay", type=number(float, 0), default=0.01, help="but of vectors (default: %(default)s)")
     flag("--warmup-ratio", type=number(float, 0, 1), default=0.1, help="share of all steps (default: %(default)s)")
-    flag("--dropout", type=number(float, 0, 0.99), default=0.0, help="in encoder and heads (default: %(default)s)")
+    flag("--dropout", type=number(float, 0, 0.99), default=0.1, help="in encoder and heads (default: %(default)s)")
     flag("--clip", type=number(float, 0), default=1.0, help="norm of the gradient; 0: any (default: %(default)s)")
     flag("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of everything random (default: %(default)s)")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")

@@ -67,7 +67,7 @@ for part; do
         run "$part-lr5e-5" 3 "${rows[@]}" --lr 5e-5
         run "$part-lr2e-4" 3 "${rows[@]}" --lr 2e-4
         run "$part-cls" 3 "${rows[@]}" --pooling cls
-        run "$part-dropout0.1" 3 "${rows[@]}" --dropout 0.1
+        run "$part-dropout0" 3 "${rows[@]}" --dropout 0
         run "$part-warmup0" 3 "${rows[@]}" --warmup-ratio 0
         run "$part-separate5e-3" 3 "${rows[@]}" --variant separate-lr --head-lr 5e-3
         run "$part-separate1e-3" 3 "${rows[@]}" --variant separate-lr --head-lr 1e-3 ;;
