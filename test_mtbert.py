@@ -502,7 +502,7 @@ def test_a_collated_batch_holds_the_tokens_of_its_rows_padded_to_a_multiple_of_e
 def train_tiny(tiny, folder, *flags):
     """Train on rows with partial labels in float32 -> the model's weights after the last epoch, log of the steps."""
     folder.mkdir(exist_ok=True)
-    args = flags_of("--epochs", "2", "--batch-size", "4", "--dropout", "0.1", *flags)
+    args = flags_of("--epochs", "2", "--batch-size", "4", *flags)
     rows = make_rows(*({"mood": ["bad", "good"][i % 2]} if i % 3 else {"stars": i / 4} for i in range(22)))
     model = tiny_model(tiny, TWO)
     for module in model.modules():
@@ -725,7 +725,6 @@ def test_a_killed_run_resumes_to_the_same_files_and_guards_its_flags_and_data(sc
     Path("rows.csv").write_text("text,a\n" + "".join(f"film {i} {'so ' * (i % 9)},{'xy'[i % 2]}\n" for i in range(90)))
     Path("test.csv").write_text("text,a\none,x\nanother,y\n")
     flags = ["--data", "rows.csv", "--test", "test.csv", "--encoder", tiny, "--save-every", "2", "--batch-size", "4"]
-    flags += ["--dropout", "0.1"]  # whose masks must be those of the steps
     assert script("train.py", *flags, "--out", "run")[0] == 0
     whole = run_files(Path("run"))
     Path("run").rename("whole")
@@ -809,7 +808,7 @@ def test_gradients_of_two_processes_equal_those_of_one(tiny, tmp_path):
 def test_torchrun_restarts_a_killed_run_by_itself_and_predicts_as_one_process(script, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("rows.csv").write_text("text,a\n" + "".join(f"film {i} {'so ' * (i % 9)},{'xy'[i % 2]}\n" for i in range(90)))
-    flags = ["--data", "rows.csv", "--encoder", tiny, "--save-every", "2", "--batch-size", "4", "--dropout", "0.1", "--out", "run"]
+    flags = ["--data", "rows.csv", "--encoder", tiny, "--save-every", "2", "--batch-size", "4", "--out", "run"]
     subprocess.run([*TORCHRUN, HERE / "train.py", *flags], check=True, capture_output=True)
     whole = run_files(Path("run"))
     Path("run").rename("whole")

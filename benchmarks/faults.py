@@ -31,7 +31,7 @@ from tqdm import tqdm
 import mtbert
 import train
 
-FLAGS = ["--epochs", "2", "--save-every", "10", "--dropout", "0.1", "--out", "run"]
+FLAGS = ["--epochs", "2", "--save-every", "10", "--out", "run"]
 CALLS = ((os, "fsync"), (os, "replace"), (torch, "save"), (safetensors.torch, "save_file"), (Path, "write_bytes"), (Path, "unlink"))
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The README's figures: benchmarks/results.sh DATA OUT [PART ...], where DATA holds the folders sst, trec, rest14 and
 # sick of train, dev and test .jsonl files (benchmarks/README.md). Finished runs under OUT are kept and not run again.
-# SEEDS=N runs other than these numbers of seeds, EPOCHS=N other than three epochs, PERCENT="N ..." other points of the curve.
+# SEEDS=N runs other than these numbers of seeds, EPOCHS=N other than three epochs,
+# FLAGS="--dropout 0", say, flags of train.py for every run, PERCENT="N ..." other points of the curve.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=$1 out=$2 epochs=${EPOCHS:-3}
@@ -13,7 +14,7 @@ run() { # name, number of seeds, flags of train.py
     folders=()
     for ((seed = 0; seed < seeds; seed++)); do
         folders+=("$out/$name-$seed")
-        [ -e "$out/$name-$seed/metrics.json" ] || python train.py "$@" --seed $seed --out "$out/$name-$seed" --overwrite > "$out/$name-$seed.txt"
+        [ -e "$out/$name-$seed/metrics.json" ] || python train.py "$@" ${FLAGS:-} --seed $seed --out "$out/$name-$seed" --overwrite > "$out/$name-$seed.txt"
     done
     echo "== $name: $*"
     python benchmarks/runs.py "${folders[@]}"
@@ -22,7 +23,7 @@ run() { # name, number of seeds, flags of train.py
 compare() { # name, flags of compare.py
     name=$1; shift
     echo "== $name: $*"
-    python compare.py --out "$out/$name" "$@"
+    python compare.py --out "$out/$name" "$@" ${FLAGS:-}
 }
 
 sst=(--data "$data/sst/train.jsonl" --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl")
@@ -42,7 +43,7 @@ for part; do
             --test "$data/sick/test.jsonl" --epochs $epochs ;;
     curve)
         python benchmarks/curve.py --seeds "${SEEDS:-3}" --of sentiment --percent ${PERCENT:-5 10 25 50 100} "${rest14[@]}" \
-            --epochs $epochs --out "$out/curve" ;;
+            --epochs $epochs ${FLAGS:-} --out "$out/curve" ;;
     short) # one epoch on every sixth row: what pooling, learning rates and warm-up each add
         awk 'NR % 6 == 1' "$data/sst/train.jsonl" > "$out/sixth.jsonl"
         sixth=("${sst[@]}" --data "$out/sixth.jsonl" --tasks sentiment --epochs 1 --variant separate-lr)

@@ -51,8 +51,7 @@ def load_config():
 
 
 def load_mtbert(tasks):
-    encoder = mtbert.Encoder.from_pretrained(mtbert.DEFAULT_ENCODER, dropout=0.1)  # as all others have it
-    model = mtbert.MTBert(encoder, tasks, load_tokenizer(), dropout=0.1)
+    model = mtbert.MTBert(mtbert.Encoder.from_pretrained(mtbert.DEFAULT_ENCODER), tasks, load_tokenizer())
     model.compute_dtype = mtbert.pick_dtype("auto", torch.device("cpu"))
     return model
 
