@@ -17,8 +17,10 @@ from scipy import stats
 
 import mtbert
 import report
+import runs
 import train
-from mtbert import InputError, printable
+from data import InputError, input_errors, printable, read_data
+from metrics import correlation, score
 
 VARIANTS = tuple(mtbert.VARIANTS)  # single, shared, separate-lr
 PAIRS = (("shared", "single"), ("separate-lr", "shared"), ("separate-lr", "single"))
@@ -35,7 +37,7 @@ OTHERS = {"ece": "calibr. error", "ece_uncalibrated": "uncalibrated"}
 def parse_args(argv=None):
     """-> our flags, train.py's flags parsed, and as they were given."""
     epilog = "all other flags are those of train.py"
-    parser = mtbert.Parser(description=__doc__.splitlines()[0], epilog=epilog, allow_abbrev=False)
+    parser = runs.Parser(description=__doc__.splitlines()[0], epilog=epilog, allow_abbrev=False)
     flag = parser.add_argument
     flag("--seeds", type=train.number(int, 2, 1000), default=5, metavar="N", help="(default: %(default)s)")
     flag("--margin", type=train.number(float, 0), default=1.0, metavar="POINTS",
@@ -103,7 +105,7 @@ def baselines(task, rows):
     def measure(model, split):
         guess = model.predict(x[split]) if model else [max(task.labels, key=y["train"].count)] * len(y[split])
         if task.labels is None:
-            return {"pearson": mtbert.correlation(y[split], guess)}
+            return {"pearson": correlation(y[split], guess)}
         macro_f1 = float(f1_score(y[split], guess, average="macro", zero_division=0.0))
         return {"accuracy": float(accuracy_score(y[split], guess)), "macro_f1": macro_f1}
 
@@ -114,7 +116,7 @@ def baselines(task, rows):
     models = [Ridge(alpha=1 / c) if task.labels is None else LogisticRegression(C=c, max_iter=5000) for c in strengths]
     tfidf = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": r"\w+|[^\w\s]"}
     models = [make_pipeline(TfidfVectorizer(**tfidf), model).fit(x["train"], y["train"]) for model in models]
-    best = max(models, key=lambda model: mtbert.score(measure(model, "validation")))
+    best = max(models, key=lambda model: score(measure(model, "validation")))
     first = {"pearson": 0.0} if task.labels is None else measure(None, "test")
     return {"majority class" if task.labels else "the mean": first, "TF-IDF, linear": measure(best, "test")}
 
@@ -125,7 +127,7 @@ def baselines(task, rows):
 
 def write_splits(flags, out):
     """Read the rows and write the splits to OUT/data.json, which every run reads -> tasks, rows."""
-    tasks, rows = mtbert.read_data(flags.data, flags.val, flags.test, flags.tasks, True, flags.text_column, flags.seed)
+    tasks, rows = read_data(flags.data, flags.val, flags.test, flags.tasks, True, flags.text_column, flags.seed)
     if len(tasks) < 2:
         raise InputError(f"a comparison takes two tasks or more; the rows have only {tasks[0].name!r}")
     for task in tasks:
@@ -141,7 +143,7 @@ def write_splits(flags, out):
     content, path = json.dumps(content, indent=0).encode(), out / "data.json"
     if path.exists() and path.read_bytes() != content:
         raise InputError(f"{out} holds a comparison of other rows; name another folder with --out")
-    mtbert.write(path, content)
+    runs.write(path, content)
     return tasks, rows
 
 
@@ -150,7 +152,7 @@ def keep_flags(out, flags):
     path = out / "flags.json"
     if path.exists() and path.read_bytes() != json.dumps(flags, indent=1).encode():
         raise InputError(f"{out} holds a comparison with other flags; name another folder with --out")
-    mtbert.write(path, flags)
+    runs.write(path, flags)
 
 
 def train_once(folder, argv):
@@ -158,7 +160,7 @@ def train_once(folder, argv):
     argv = [*argv, "--out", str(folder)]
     folder.parent.mkdir(exist_ok=True)
     if (folder / "config.json").exists():
-        if train.read_config(folder)["flags"]["argv"] != argv:
+        if runs.read_config(folder)["flags"]["argv"] != argv:
             raise InputError(f"{folder} is a run with other flags; name another folder with --out")
         argv = ["--resume", str(folder)]
     if not (folder / "metrics.json").exists():
@@ -167,7 +169,7 @@ def train_once(folder, argv):
                 train.main(argv)
         except InputError as error:
             raise type(error)(f"{folder}: {error}") from None
-    with mtbert.input_errors(f"{folder} is damaged; delete it, and it is trained again"):
+    with input_errors(f"{folder} is damaged; delete it, and it is trained again"):
         metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
         return {key: metrics[key] for key in ("validation", "test", "train_seconds")}
 
@@ -222,10 +224,10 @@ def train_all(args, tasks, rows, rest, out):
                 trial = f"{what}, trial {' '.join(rates)}, seed {seed}"
                 try:
                     validation = progress.run(trial, count, folder, argv)["validation"]
-                    scores[-1] += np.mean([mtbert.score(m) for m in validation.values()]) / len(TUNE_SEEDS)
-                except mtbert.Diverged:
+                    scores[-1] += np.mean([score(m) for m in validation.values()]) / len(TUNE_SEEDS)
+                except runs.Diverged:
                     scores[-1] -= 1
-                mtbert.remove(folder, "model.safetensors", "snapshot*")
+                runs.remove(folder, "model.safetensors", "snapshot*")
         rates = trials[variant][int(np.argmax(scores))] if scores else []
         if scores:
             tried = [" ".join(trial) for trial in trials[variant]]
@@ -238,11 +240,11 @@ def train_all(args, tasks, rows, rest, out):
     return result, chosen
 
 
-def measure_cost(runs, rows, device, dtype):
+def measure_cost(trained, rows, device, dtype):
     """{variant: {"train_seconds", "parameters", "seconds_per_text"}}, of as many models as it takes for all tasks; the
     times of prediction are medians of three, alternating, of the first seed's models on the first 500 test rows,
     tokenized."""
-    folders = {variant: [seeds[0]["folder"] for seeds in runs[variant].values()] for variant in VARIANTS}
+    folders = {variant: [seeds[0]["folder"] for seeds in trained[variant].values()] for variant in VARIANTS}
     models = {variant: [mtbert.load(folder, device, dtype) for folder in parts] for variant, parts in folders.items()}
     data = mtbert.encode(models["shared"][0].tokenizer, rows["test"][:500])
     seconds = {variant: [] for variant in VARIANTS}
@@ -254,7 +256,7 @@ def measure_cost(runs, rows, device, dtype):
             seconds[variant].append((time.perf_counter() - start) / len(data))
     return {
         variant: {
-            "train_seconds": sum(np.mean([run["train_seconds"] for run in seeds]) for seeds in runs[variant].values()),
+            "train_seconds": sum(np.mean([run["train_seconds"] for run in each]) for each in trained[variant].values()),
             "parameters": sum(p.numel() for model in parts for p in model.parameters()),
             "seconds_per_text": float(np.median(seconds[variant])),
         }
@@ -266,11 +268,11 @@ def measure_cost(runs, rows, device, dtype):
 # Results
 
 
-def summarise(args, tasks, linear, runs):
+def summarise(args, tasks, linear, trained):
     """{task: {"rows", "baselines", "scores": {metric: {variant: [points]}}, "differences", "gold", "predictions"}}"""
     result = {}
     for task in tasks:
-        part = {variant: seeds.get(task.name) or seeds[""] for variant, seeds in runs.items()}
+        part = {variant: seeds.get(task.name) or seeds[""] for variant, seeds in trained.items()}
         names = ("macro_f1", "accuracy", *OTHERS) if task.labels else ("pearson",)
         test = {variant: [run["test"][task.name] for run in seeds] for variant, seeds in part.items()}
         scores = {name: {variant: [100 * m[name] for m in test[variant]] for variant in VARIANTS} for name in names}
@@ -347,7 +349,7 @@ def kept_in(out):
     if (found and not found & {"data.json", "data.json.partial", "compare.lock"}) or out.is_file():
         raise InputError(f"{out} is in use, and by no comparison; name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
-    with mtbert.locked(out / "compare.lock", out):
+    with runs.locked(out / "compare.lock", out):
         try:
             yield
         except KeyboardInterrupt as stop:
@@ -356,7 +358,7 @@ def kept_in(out):
 
 def main():
     args, flags, rest = parse_args()
-    if mtbert.PROCESSES > 1:
+    if runs.launched().processes > 1:
         raise InputError("compare.py runs in one process")
     out = Path(args.out)
     with kept_in(out):
@@ -364,17 +366,17 @@ def main():
         if unknown := set(flags.task_weights) - {task.name for task in tasks}:
             raise InputError(f"--task-weights: there is no task {min(unknown)!r}")
         keep_flags(out, [*without(rest, SOURCES), *args.own, *args.weights, *["--tune"] * args.tune])
-        data = {path: mtbert.file_sha256(path) for path in flags.data + flags.val + flags.test}
-        train.print_data(tasks, rows)
+        data = {path: runs.file_sha256(path) for path in flags.data + flags.val + flags.test}
+        report.print_data(tasks, rows, warnings=True)
         linear = {task.name: baselines(task, rows) for task in tasks}
-        runs, chosen = train_all(args, tasks, rows, without(rest, SOURCES), out)
-        cost = measure_cost(runs, rows, flags.device, flags.dtype)
-        result = summarise(args, tasks, linear, runs)
-        config = train.read_config(runs["shared"][""][0]["folder"])
+        trained, chosen = train_all(args, tasks, rows, without(rest, SOURCES), out)
+        cost = measure_cost(trained, rows, flags.device, flags.dtype)
+        result = summarise(args, tasks, linear, trained)
+        config = runs.read_config(trained["shared"][""][0]["folder"])
         record = {"flags": vars(args) | vars(flags) | {"out": args.out, "argv": rest}, "data_sha256": data}
         record |= {key: config[key] for key in ("versions", "encoder_source")}
-        mtbert.write(out / "compare.json", record | {"tuned": chosen, "cost": cost, "tasks": result})
-        with mtbert.replacing(out / "compare.png") as beside:
+        runs.write(out / "compare.json", record | {"tuned": chosen, "cost": cost, "tasks": result})
+        with runs.replacing(out / "compare.png") as beside:
             draw(result, beside)
         print_results(result, cost, chosen, args.seeds)
         print(f"\nkept in {out}: compare.json, compare.png, and a folder for each run")
@@ -391,4 +393,4 @@ def without(argv, flags):
 
 
 if __name__ == "__main__":
-    mtbert.run_script(main)
+    runs.run_script(main)

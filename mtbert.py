@@ -6,336 +6,35 @@
     model = mtbert.load("runs/shared-1")       # the same from Python
     mtbert.predict(model, ["great movie"])
 
-Read from top to bottom: tasks and data, batches, encoder, heads, variants, training, evaluation,
-save and load, prediction. Shapes: B examples, T tokens, D hidden size, H heads, C classes.
+Read from top to bottom: batches, encoder, heads and loss, variants, training, save and load, prediction. A task is a
+key of the rows (data.py). This file never knows a format of theirs, or how a flag is spelled; what must last is in
+runs.py, how good it is in metrics.py. Shapes: B examples, T tokens, D hidden size, H heads, C classes.
 """
 
-import argparse
-import csv
-import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
-import json
 import math
-import os
-import random
-import re
-import signal
-import sys
-import time
 from array import array
 from collections import Counter
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
-# transformers, scikit-learn and SciPy are imported where they are used: prediction needs none of them, and starts in a
-# third of the time without them.
+import runs
+from data import InputError, Task, input_errors, parse_row
+from metrics import evaluate, score, softmax
 
-
-class InputError(ValueError):
-    """A mistake in what the user gave us. The scripts print it as one line and exit with status 2."""
-
-
-class Diverged(InputError):
-    """A loss or a logit is not finite."""
-
-
-@contextmanager
-def input_errors(what):
-    """Turn what libraries raise for a file that is missing or wrong into an InputError of one line."""
-    try:
-        yield
-    except Exception as error:  # each library has its own; within such a block they all mean the same
-        raise InputError(f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from None
-
-
-def printable(text):
-    """`text` on one line, without the characters that could steer a terminal: controls, bidirectional marks."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tasks and data. A row is {"text": ..., "text_pair": ... (optional), TASK: LABEL, ...}; a task is a key of the rows.
-
-
-@dataclass
-class Task:
-    """One thing to predict: a class out of `labels`, or a number where `labels` is None."""
-
-    name: str
-    labels: list | None  # in the order of the logits
-    counts: list | None = None  # training rows of each label
-    names: dict = field(default_factory=dict)  # str(label) -> a name for people
-    mean: float = 0.0  # of the training targets; regression learns (target - mean) / std
-    std: float = 1.0
-    temperature: float = 1.0  # that divides the logits before the softmax; fitted by `calibrate`
-
-    def check(self):
-        """Raise ValueError, KeyError or TypeError for what cannot be a task; a file may say anything."""
-        texts = [self.name, *(self.names[str(label)] for label in self.labels or [])]
-        valid = all(isinstance(text, str) for text in texts) and math.isfinite(self.mean) and 0 < self.std < math.inf
-        valid &= 0 < self.temperature < math.inf
-        if self.labels is not None:
-            valid &= {type(label) for label in self.labels} in ({str}, {int})
-            valid &= len(set(self.labels)) == len(self.labels)
-            valid &= [type(count) for count in self.counts] == [int] * len(self.labels)
-        if not valid:
-            raise ValueError(f"the task {self.name!r:.40} is not valid")
-
-
-class Row(NamedTuple):
-    where: str  # "FILE, line N", for messages
-    text: str
-    text_pair: str | None
-    labels: dict  # task name -> str or int (a class), float (a target); absent where not labelled
-
-
-def read_lines(path):
-    """Yield each line of a UTF-8 file, with its ending and without a byte-order mark; "-" is standard input."""
-    with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
-        offset = 0
-        for line in file:
-            try:
-                yield line.decode("utf-8-sig" if offset == 0 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path}: not UTF-8 at byte {offset + error.start}; convert the file") from None
-            offset += len(line)
-
-
-def parse_json(text, where):
-    def finite(number):
-        if not math.isfinite(float(number)):
-            raise ValueError(f"{number} is no finite number")
-        return float(number)
-
-    def unique(pairs):
-        if len(row := dict(pairs)) < len(pairs):
-            raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} occurs twice")
-        return row
-
-    with input_errors(f"{where}: invalid JSON"):
-        return json.loads(text, parse_float=finite, parse_constant=finite, object_pairs_hook=unique)
-
-
-def read_rows(path, label_names=None):
-    """Yield (where, split, row) for each row of a .json, .jsonl, .csv, .tsv or .txt file; "-" is texts on stdin.
-
-    `split` is None, but for a .json object of splits, whose "label_names" are added to `label_names`. All but .json
-    are read as a stream. Raises InputError naming file and row, OSError if the file cannot be read.
-    """
-    kind = "txt" if path == "-" else Path(path).suffix.lower().lstrip(".")
-    where = None
-    if kind == "json":
-        content = parse_json("".join(read_lines(path)), path)
-        splits = content if isinstance(content, dict) else {None: content}
-        names = splits.pop("label_names", {})
-        if not isinstance(names, dict) or not all(isinstance(value, dict) for value in names.values()):
-            raise InputError(f'{path}: label_names must be like {{"category": {{"0": "acting", "1": "story"}}}}')
-        if label_names is not None:
-            label_names.update(names)
-        for split, rows in splits.items():
-            if split not in (None, "train", "validation", "test") or not isinstance(rows, list):
-                raise InputError(f"{path}: must be a list of rows, or an object of lists: train, validation, test")
-            for count, row in enumerate(rows, 1):
-                where = f"{path}, {split + ' ' if split else ''}row {count}"
-                yield where, split, row
-    elif kind in ("jsonl", "txt"):
-        for count, line in enumerate(read_lines(path), 1):
-            where = f"{path}, line {count}"
-            if kind == "txt":
-                yield where, None, {"text": line.rstrip("\r\n")}
-            elif line.strip():
-                yield where, None, parse_json(line, where)
-    elif kind in ("csv", "tsv"):
-        csv.field_size_limit(2**31 - 1)  # the csv module's own limit is 128 KiB a cell
-        reader = csv.reader(read_lines(path), delimiter="," if kind == "csv" else "\t", strict=True)
-        try:
-            header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise InputError(f"{path}: two columns have the same name")
-            for cells in filter(None, reader):  # an empty line is no row
-                where = f"{path}, line {reader.line_num}"
-                if len(cells) != len(header):
-                    raise InputError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
-                yield where, None, dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num}: {error}") from None
-    else:
-        raise InputError(f"{path}: unknown kind of file; known are .json, .jsonl, .csv, .tsv and, to predict, .txt")
-    if where is None:
-        raise InputError(f"{path}: no rows")
-
-
-def parse_row(where, row, text_column="text"):
-    """The Row of a row as read. Raises InputError for a text that is missing, empty or no Unicode text."""
-    if not isinstance(row, dict):
-        raise InputError(f'{where}: a row must be an object such as {{"text": "great movie"}}')
-    text, pair = row.get(text_column), row.get("text_pair") or None
-    if text is None:
-        raise InputError(f"{where}: no {text_column!r} among the keys {', '.join(row)}; --text-column names the text")
-    for value in (text, pair or text):
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{where}: the text must be a string that is not empty")
-    try:
-        "".join((text, pair or "", *row)).encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: a text or a key has a lone surrogate, which is no character") from None
-    texts = (text_column, "text", "text_pair")
-    return Row(where, text, pair, {k: v for k, v in row.items() if k not in texts and v not in (None, "")})
-
-
-def type_cells(rows):
-    """Turn the labels of CSV rows, which come as strings, into integers or numbers where a whole column is such."""
-    for name in dict.fromkeys(name for row in rows for name in row.labels):
-        labelled = [row for row in rows if name in row.labels]
-        cells = [row.labels[name] for row in labelled]
-        integers = [re.fullmatch(r"0|-?[1-9][0-9]{0,99}", cell) for cell in cells]  # 007 stays a string
-        numbers = [re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", cell, re.I) for cell in cells]
-        decimals = [match[0] for match in numbers if match and not match[0].lstrip("+-").isdigit()]
-        if decimals and not all(numbers):
-            row = labelled[numbers.index(None)]
-            raise InputError(f"{row.where}: {name!r} is {row.labels[name]!r} here and {decimals[0]} elsewhere")
-        cast = int if all(integers) else float if decimals else str
-        for row in labelled:
-            row.labels[name] = cast(row.labels[name])
-
-
-def make_task(name, splits, names):
-    """The task that the labels under `name` describe. Raises InputError where they describe none."""
-    rows = [row for split in splits.values() for row in split if name in row.labels]
-    for row in rows:
-        label, first = row.labels[name], rows[0].labels[name]
-        if type(label) not in (str, int, float) or not (isinstance(label, str) or abs(label) < 2**63):
-            raise InputError(f"{row.where}: the label {label!r} of {name!r} is no string, integer or finite number")
-        if isinstance(label, str) != isinstance(first, str):
-            raise InputError(f"{row.where}: {name!r} is {label!r} here and {first!r} before: strings, or numbers")
-    counts = Counter(row.labels[name] for row in splits["train"] if name in row.labels)
-    if len(counts) < 2:
-        raise InputError(f"task {name!r} has {len(counts)} different labels in the training rows; it takes two or more")
-    if any(isinstance(row.labels[name], float) for row in rows):
-        targets = list(counts.elements())
-        task = Task(name, None, mean=float(np.mean(targets)), std=float(np.std(targets)))
-        with input_errors(f"the numbers of {name!r} span too much or too little"):
-            task.check()
-        return task
-    for row in rows:
-        if row.labels[name] not in counts:
-            raise InputError(f"{row.where}: the label {row.labels[name]!r} of {name!r} is in no training row")
-    labels = sorted(counts)
-    names = {str(label): str(names.get(str(label), label)) for label in labels}
-    return Task(name, labels, [counts[label] for label in labels], names)
-
-
-def hold_out(rows, tasks, seed, fraction=0.1):
-    """Split `rows` in two, the second a stratified `fraction`; every class keeps a row in the first.
-
-    Rows are sorted by their labels, equal ones shuffled, and picked at equal distances, so that each combination of
-    labels, however rare, and each range of a regression target gives its share.
-    """
-
-    def by_labels(i):
-        labels = [rows[i].labels.get(task.name) for task in tasks]
-        return [(label is not None, label or 0) for label in labels]
-
-    left = Counter((task.name, row.labels.get(task.name)) for row in rows for task in tasks)
-    held, due = set(), 0.5
-    for i in sorted(random.Random(seed).sample(range(len(rows)), len(rows)), key=by_labels):
-        due += fraction
-        keys = [(task.name, rows[i].labels.get(task.name)) for task in tasks if task.labels]
-        if due >= 1 and all(left[key] > 1 for key in keys):
-            held.add(i)
-            left.subtract(keys)
-            due -= 1
-    if not held:
-        names = ", ".join(repr(task.name) for task in tasks)
-        raise InputError(f"no row can be held out for validation without losing a label of {names}; --val gives rows")
-    return [row for i, row in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]
-
-
-def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=True, text_column="text", seed=0):
-    """Read and merge the files of the three splits, and find the tasks.
-
-    -> [Task], {"train": [Row], "validation": [Row], "test": [Row]}; each row is labelled for at least one task.
-    `names` picks and orders the tasks (default: every key but the texts); `all_tasks=False` keeps the first alone.
-    Splits inside a .json of `train_files` count as such; for tasks that no validation row is labelled for, a tenth of
-    the training rows is held out. Raises InputError, OSError.
-    """
-    splits, label_names, cells = {"train": [], "validation": [], "test": []}, {}, []
-    for default, files in zip(splits, (train_files, val_files, test_files), strict=True):
-        for path in files:
-            rows = {split: [] for split in splits}
-            for where, split, row in read_rows(path, label_names):
-                rows[split or default].append(parse_row(where, row, text_column))
-            if not rows[default]:
-                raise InputError(f"{path}: no rows for {default}")
-            for split in splits if default == "train" else [default]:
-                splits[split] += rows[split]
-                cells += rows[split] if str(path).lower().endswith((".csv", ".tsv")) else []
-    type_cells(cells)
-    found = dict.fromkeys(name for rows in splits.values() for row in rows for name in row.labels)
-    names = list(dict.fromkeys(names or found))[: None if all_tasks else 1]
-    for name in names:
-        if name not in found or not name:
-            raise InputError(f"no task {name!r}; the rows have {', '.join(map(repr, found))}; --tasks picks among them")
-    if not names:
-        raise InputError(f'{train_files[0]}: no row has a label; a row is {{"text": ..., TASK: LABEL, ...}}')
-    splits = {split: [row for row in part if row.labels.keys() & names] for split, part in splits.items()}
-    tasks = [make_task(name, splits, label_names.get(name, {})) for name in names]
-    for task in tasks:
-        if not any(task.name in row.labels for row in splits["validation"]):
-            kept, held = hold_out([row for row in splits["train"] if task.name in row.labels], tasks, seed)
-            splits["train"] = [row for row in splits["train"] if task.name not in row.labels] + kept
-            splits["validation"] += held
-    return [make_task(name, splits, label_names.get(name, {})) for name in names], splits  # without the held-out rows
-
-
-def data_warnings(tasks, splits):
-    """Yield in words what in the rows is probably a mistake."""
-    for task in tasks:
-        spellings = {}
-        for label in task.labels or []:
-            spellings.setdefault(" ".join(str(label).casefold().split()), []).append(label)
-        for labels in spellings.values():
-            if len(labels) > 1:
-                yield f"{task.name!r} has separate labels that differ only in case or blanks: {str(labels)[1:-1]}"
-        found = {}
-        for row in (row for rows in splits.values() for row in rows if task.name in row.labels):
-            found.setdefault((row.text, row.text_pair), set()).add(row.labels[task.name])
-        if count := sum(len(labels) > 1 for labels in found.values()):
-            yield f"{count} texts have more than one label of {task.name!r}"
-    texts = {split: {(row.text, row.text_pair) for row in rows} for split, rows in splits.items()}
-    for one, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        if count := sum((row.text, row.text_pair) in texts[other] for row in splits[one]):
-            yield f"{count} {one} rows are also {other} rows"
-
-
-def associations(tasks, rows):
-    """Yield (Cramer's V, task, task) for each two tasks with classes, over the rows that are labelled for both.
-
-    1 where one label gives the other away, 0 where they are independent (Cramer 1946, section 21.9); by chance well
-    above 0 where the rows are few beside the pairs of classes.
-    """
-    from scipy.stats.contingency import association, crosstab
-
-    for one, other in itertools.combinations([task.name for task in tasks if task.labels], 2):
-        pairs = [(row.labels[one], row.labels[other]) for row in rows if one in row.labels and other in row.labels]
-        columns = list(zip(*pairs, strict=True))
-        if pairs and all(len(set(labels)) > 1 for labels in columns):
-            yield float(association(crosstab(*columns).count, method="cramer")), one, other
-
+# transformers is imported where it is used: prediction does not need it, and starts in a third of the time without.
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From text to batches
@@ -589,7 +288,7 @@ class Encoder(nn.Module):
             config = EncoderConfig(**{name: config[name] for name in EncoderConfig.__dataclass_fields__})
             config.check()
             bundled = name_or_folder == DEFAULT_ENCODER
-            if bundled and file_sha256(folder / "model.safetensors") != DEFAULT_ENCODER_SHA256:
+            if bundled and runs.file_sha256(folder / "model.safetensors") != DEFAULT_ENCODER_SHA256:
                 raise ValueError("these are not the published weights; install it again")
         encoder = cls(config, dropout)
         revision = getattr(theirs, "_commit_hash", None)  # of a checkpoint on the Hub
@@ -723,47 +422,10 @@ def parameter_groups(model, lr, head_lr, layer_decay, weight_decay):
 
 CPU_TOKENS = 1024  # of a training batch are computed at a time on a processor
 
-# torchrun's environment; without it there is one process. Rank 0 prints and writes.
-RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def join_processes(device):
-    """Join the other processes that torchrun started, if any."""
-    if PROCESSES > 1:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        with input_errors("the processes cannot reach each other"):
-            store, rank, processes = next(dist.rendezvous("env://"))
-            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # it outlives a restart, with what is in it
-                store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=processes)
-        if RANK > 0:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-
-
-def sum_over_processes(tensor, device):
-    """The sum of every process's `tensor`, which lies on the processor; each waits for all."""
-    if PROCESSES > 1:
-        tensor = tensor.to(device)
-        dist.all_reduce(tensor)
-    return tensor.cpu()
-
-
-def from_rank_0(value):
-    values = [value]
-    if PROCESSES > 1:
-        dist.broadcast_object_list(values)
-    return values[0]
-
 
 def pick_device(name="auto"):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and PROCESSES > 1:
-        if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
-            raise InputError(f"torchrun started more processes here than there are GPUs, {torch.cuda.device_count()}")
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
     with input_errors(f"device {name!r} cannot be used here"):
         torch.empty(0, device=name).cpu()
     return torch.device(name)
@@ -782,61 +444,40 @@ def pick_dtype(name, device):
     return getattr(torch, name)
 
 
-@contextmanager
-def stop_signals():
-    """A list that gets the number of the first SIGINT (Ctrl-C) or SIGTERM; the second raises KeyboardInterrupt.
-
-    Under torchrun, which passes on what the terminal has sent to all processes already, the second does nothing.
-    """
-    received = []
-
-    def receive(number, _):
-        if received and PROCESSES == 1:
-            raise KeyboardInterrupt(128 + number, "interrupted")
-        received.append(number)
-
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]  # as behind nohup
-    former = {number: signal.signal(number, receive) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def backward(model, data, rows, weights, accumulate):
-    """Compute the gradient of the batch `rows` -> {task: loss}, of this process's share of the rows.
+def forward_backward(model, data, rows, weights, accumulate):
+    """Add the gradient of the batch `rows` to the parameters -> {task: loss}, of this process's share of the rows.
 
     `model` is an MTBert, or it in a DistributedDataParallel, which takes the mean over the processes. The share is
     computed in `accumulate` parts, or on a processor in as many as bound the memory of long texts, at equal speed.
     """
     inner = getattr(model, "module", model)
     device = next(inner.parameters()).device
-    mine, size = rows[RANK::PROCESSES], len(rows)
+    rank, processes = runs.processes()
+    mine, size = rows[rank::processes], len(rows)
     if not len(mine):  # fewer rows than processes: take part, but count for nothing
         mine, size = rows[:1], math.inf
     if device.type == "cpu":
         accumulate = max(accumulate, math.ceil(len(mine) * data.lengths[mine].max() / CPU_TOKENS))
     parts, losses = np.array_split(mine, min(accumulate, len(mine))), Counter()
     for part in parts:
-        with nullcontext() if part is parts[-1] or PROCESSES == 1 else model.no_sync():
+        with nullcontext() if part is parts[-1] or processes == 1 else model.no_sync():
             _, loss = model(**collate(data, part, inner.encoder.config, device))
             share = len(part) / size
-            (PROCESSES * share * sum(weights[name] * loss[name] for name in loss)).backward()
+            (processes * share * sum(weights[name] * loss[name] for name in loss)).backward()
         losses.update({name: share * value.item() for name, value in loss.items()})
     return losses
 
 
-def conflict(model, data, rows, weights, accumulate, seed):
-    """How the tasks' gradients for the batch `rows` agree, under the dropout masks of `seed` -> {"norms": {task: [of
-    each layer]}, "cosines": {task: {task: [of each layer]}}}; a cosine is None where a gradient is zero. The model's
-    own gradient is cleared."""
-    layers, gradients = getattr(model, "module", model).encoder.layers, {}
+def conflict(model, data, rows, weights, accumulate):
+    """How the tasks' gradients for the batch `rows` agree, all under the dropout masks of the step that follows ->
+    {"norms": {task: [of each layer]}, "cosines": {task: {task: [of each layer]}}}; a cosine is None where a gradient is
+    zero. The model's own gradient is cleared."""
+    layers, seed, gradients = getattr(model, "module", model).encoder.layers, torch.initial_seed(), {}
     for task in weights:
-        torch.manual_seed(seed)
-        backward(model, data, rows, {name: w * (name == task) for name, w in weights.items()}, accumulate)
+        forward_backward(model, data, rows, {name: w * (name == task) for name, w in weights.items()}, accumulate)
         gradients[task] = [torch.cat([p.grad.flatten() for p in layer.parameters()]) for layer in layers]
         model.zero_grad()
+        torch.manual_seed(seed)
     norms = {task: [g.norm().item() for g in by_layer] for task, by_layer in gradients.items()}
     cosines = {task: {} for task in weights}
     for one, other in itertools.combinations(weights, 2):
@@ -856,300 +497,54 @@ def train(model, data, args, folder):
     """
     from transformers import get_linear_schedule_with_warmup
 
-    device, size = next(model.parameters()).device, len(data["train"])
-    weights = {task.name: args.task_weights.get(task.name, 1.0) for task in model.tasks}
+    rows, weights = data["train"], {task.name: args.task_weights.get(task.name, 1.0) for task in model.tasks}
     groups = parameter_groups(model, args.lr, args.head_lr, args.layer_decay, args.weight_decay)
-    print("group         tensors  parameters        lr  weight decay")
-    for g in groups:
-        numel = sum(p.numel() for p in g["params"])
-        print(f"{g['name']:12}{len(g['params']):9}{numel:12,}{g['lr']:10.1e}{g['weight_decay']:14g}")
-    optimizer = torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"))
-    steps = args.epochs * math.ceil(size / args.batch_size)
+    optimizer = torch.optim.AdamW(groups, fused=next(model.parameters()).device.type in ("cpu", "cuda"))
+    steps = args.epochs * math.ceil(len(rows) / args.batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * steps), steps)
-    parallel = nn.parallel.DistributedDataParallel(model) if PROCESSES > 1 else model
+    parallel = nn.parallel.DistributedDataParallel(model) if runs.processes()[1] > 1 else model
 
-    # All that the rest of the run depends on, with the weights: randomness is a function of seed, epoch and step alone.
-    at = {"epoch": 1, "batch": 0, "step": 0, "score": -2.0, "validation": None, "losses": {}, "seconds": 0.0, "log": 0}
-    best = {}
-    if (Path(folder) / "snapshot.json").exists():
-        with input_errors(f"{folder}: its snapshot cannot be used"):
-            at, state = load_snapshot(folder)
-            for part, values in zip((model, optimizer, schedule), state["states"], strict=True):
-                part.load_state_dict(values)
-            best = state["best"]
-
-    path = Path(folder) / "log.jsonl" if RANK == 0 else os.devnull
-    with naming(path), open(path, "a", buffering=1) as log, stop_signals() as stopped:
-        if RANK == 0:
-            if os.fstat(log.fileno()).st_size < at["log"]:
-                raise InputError(f"{log.name} is shorter than it was")
-            log.truncate(at["log"])
-
-        def snapshot(stop):
-            if RANK == 0:
-                os.fsync(log.fileno())
-                at["log"] = os.fstat(log.fileno()).st_size
-                states = [part.state_dict() for part in (model, optimizer, schedule)]
-                save_snapshot(folder, at, {"states": states, "best": best})
-            sum_over_processes(torch.zeros(1), device)  # none goes on, or ends, before it is written
-            if stop:
-                how = f"stopped after step {at['step']}; go on with: python train.py --resume {folder}"
-                raise KeyboardInterrupt(128 + (stopped or [signal.SIGTERM])[0], how)
-
-        for epoch in range(at["epoch"], args.epochs + 1):
+    with runs.Run(folder, args.seed, model, optimizer, schedule, args.save_every) as run:
+        for epoch in run.epochs(args.epochs):
             rng = np.random.default_rng([args.seed, epoch])
-            batches = length_grouped_batches(data["train"].lengths, args.batch_size, rng)
-            what, done = f"epoch {epoch}/{args.epochs}", at["batch"]
-            bar = tqdm(batches[done:], what, len(batches), leave=False, initial=done, disable=RANK or None)
             model.train()
-            for rows in bar:
-                start = time.perf_counter()
-                step_seed = int(np.random.default_rng([args.seed, RANK, at["step"]]).integers(2**63))
-                entry = {}
-                if args.conflict_every and (at["step"] + 1) % args.conflict_every == 0:
-                    entry["conflict"] = conflict(parallel, data["train"], rows, weights, args.accumulate, step_seed)
-                torch.manual_seed(step_seed)  # for dropout
-                losses = backward(parallel, data["train"], rows, weights, args.accumulate)
-                sums = torch.tensor([*losses.values(), bool(stopped)], dtype=torch.float64)
-                *sums, stop = sum_over_processes(sums, device).tolist()
-                losses = dict(zip(losses, sums, strict=True))
-                at["step"] += 1
-                for name, value in losses.items():
-                    if not math.isfinite(value):
-                        raise Diverged(f"the loss of task {name!r} is {value} in step {at['step']}; try a lower --lr")
-                    at["losses"][name] = at["losses"].get(name, 0.0) + value * len(rows) / size
+            for batch in run.steps(length_grouped_batches(rows.lengths, args.batch_size, rng)):
+                more = {}
+                if args.conflict_every and run.step % args.conflict_every == 0:
+                    more["conflict"] = conflict(parallel, rows, batch, weights, args.accumulate)
+                losses = forward_backward(parallel, rows, batch, weights, args.accumulate)
                 norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf).item()
-                entry = {"step": at["step"], "lr": schedule.get_last_lr(), "grad_norm": norm, "loss": losses} | entry
-                log.write(json.dumps(entry) + "\n")
+                rates = schedule.get_last_lr()
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-                bar.set_postfix({printable(name): f"{value:.3f}" for name, value in losses.items()}, refresh=False)
-                at["batch"] += 1
-                at["seconds"] += time.perf_counter() - start
-                if stop or (args.save_every and at["step"] % args.save_every == 0):
-                    snapshot(stop)
-
-            metrics = evaluate(model.tasks, data["validation"], compute_logits(model, data["validation"]))
-            scores = {name: score(result) for name, result in metrics.items()}
-            mean_score = sum(scores.values()) / len(scores)
-            log.write(json.dumps({"epoch": epoch, "step": at["step"], "validation": metrics}) + "\n")
-            line = [f"{printable(t)}: loss {at['losses'][t]:.3f}, validation {scores[t]:.3f}" for t in scores]
-            print(what, *line, *["best"] * (mean_score > at["score"]), sep="  ")
-            if mean_score > at["score"]:
-                at.update(score=mean_score, validation=metrics)
-                best = {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
-            at.update(epoch=epoch + 1, batch=0, losses={})
-            snapshot(sum_over_processes(torch.tensor(len(stopped)), device).item())
-    return best, at["validation"], at["seconds"]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Evaluation
+                run.log(losses, len(batch), rates, norm, **more)
+            logits = compute_logits(model, data["validation"])
+            metrics = evaluate(model.tasks, data["validation"].labels, logits)
+            run.end_epoch(metrics, {task: score(result) for task, result in metrics.items()})
+    return run.best, run.validation, run.seconds
 
 
 @torch.inference_mode()
 def compute_logits(model, data, batch_size=32):
     """{task: (N, C) float32 array} for a Dataset of N rows, in its order; batches are made by length."""
     model.eval()
-    device = next(model.parameters()).device
+    device, (rank, processes) = next(model.parameters()).device, runs.processes()
     logits = {task.name: torch.zeros(len(data), len(task.labels or [0])) for task in model.tasks}
     order = np.argsort(data.lengths, kind="stable")[::-1].copy()  # the longest first: a lack of memory shows at once
-    for start in range(RANK * batch_size, len(order), PROCESSES * batch_size):  # every process its share of the batches
+    for start in range(rank * batch_size, len(order), processes * batch_size):  # every process its share of the batches
         rows = order[start : start + batch_size]
         for name, values in model(**collate(data, rows, model.encoder.config, device))[0].items():
             logits[name][rows] = values.cpu()
-    logits = {name: sum_over_processes(values, device).numpy() for name, values in logits.items()}
+    logits = {name: runs.sum_over_processes(values, device).numpy() for name, values in logits.items()}
     for name, values in logits.items():
         if not np.isfinite(values).all():
-            raise Diverged(f"the model gives {name!r} no finite value: its training diverged; try a lower --lr")
+            raise runs.Diverged(f"the model gives {name!r} no finite value: its training diverged; try a lower rate")
     return logits
-
-
-def softmax(logits):
-    """(..., C) -> the same, in float64."""
-    p = np.exp(logits - logits.max(-1, keepdims=True), dtype=float)
-    return p / p.sum(-1, keepdims=True)
-
-
-def calibration_error(p, gold, bins=15):
-    """The expected calibration error of probabilities, (N, C): the mean distance of confidence and accuracy, over bins
-    of equal width by confidence, weighted by their rows (Guo et al. 2017, arXiv:1706.04599, section 2)."""
-    confidence, right = p.max(1), p.argmax(1) == gold
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    return float(sum(abs((confidence - right)[bin_of == b].sum()) for b in range(bins)) / len(gold))
-
-
-def calibrate(tasks, data, logits):
-    """Set each task's temperature to the one, of 0.05 to 20, under which its labels in `data` are likeliest.
-
-    Its logarithm has a standard normal prior, without which a few rows that are all right would make it zero.
-    """
-    from scipy.optimize import minimize_scalar
-    from sklearn.metrics import log_loss
-
-    def loss(log_t, gold, output):
-        cross_entropy = log_loss(gold, softmax(output / math.exp(log_t)), labels=range(output.shape[1]))
-        return cross_entropy + log_t**2 / (2 * len(gold))
-
-    bounds = math.log(0.05), math.log(20)
-    for task, *rows in labelled_rows((task for task in tasks if task.labels), data, logits):
-        task.temperature = math.exp(minimize_scalar(loss, args=tuple(rows), bounds=bounds, method="bounded").x)
-
-
-def labelled_rows(tasks, data, logits):
-    """Yield (task, gold, (n, C) logits) for each task, of the n rows labelled for it, where there are any."""
-    for task in tasks:
-        gold = data.labels[task.name]
-        labelled = gold != -100 if task.labels else ~np.isnan(gold)
-        if labelled.any():
-            yield task, gold[labelled], logits[task.name][labelled]
-
-
-def correlation(x, y):
-    """Pearson's, and 0 where either is constant."""
-    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
-
-
-def evaluate(tasks, data, logits):
-    """{task: {metric: value}} of `compute_logits`, over the rows labelled for the task; without any it is absent.
-
-    Classes: `accuracy`, `macro_f1`, `majority_accuracy` (of always answering the training rows' most frequent class),
-    `ece` (`calibration_error`; `ece_uncalibrated`: without the temperature), `confusion` (row: gold, column: predicted)
-    and `per_class`. Numbers: `pearson`, `spearman` (0 for constants), `rmse`, `mean_rmse` (of the training rows' mean).
-    """
-    from scipy.stats import rankdata
-    from sklearn import metrics
-
-    result = {}
-    for task, gold, output in labelled_rows(tasks, data, logits):
-        if task.labels:
-            guess, classes = output.argmax(1), range(len(task.labels))
-            scores = metrics.precision_recall_fscore_support(gold, guess, labels=classes, zero_division=0.0)
-            per_class = zip(*np.array(scores).tolist(), strict=True)
-            result[task.name] = {
-                "accuracy": float(metrics.accuracy_score(gold, guess)),
-                "macro_f1": float(metrics.f1_score(gold, guess, average="macro", zero_division=0.0)),
-                "majority_accuracy": float(np.mean(gold == np.argmax(task.counts))),
-                "ece": calibration_error(softmax(output / task.temperature), gold),
-                "ece_uncalibrated": calibration_error(softmax(output), gold),
-                "confusion": metrics.confusion_matrix(gold, guess, labels=classes).tolist(),
-                "per_class": {
-                    str(label): dict(zip(("precision", "recall", "f1", "rows"), values, strict=True))
-                    for label, values in zip(task.labels, per_class, strict=True)
-                },
-            }
-        else:
-            guess = output[:, 0]
-            result[task.name] = {
-                "pearson": correlation(gold, guess),
-                "spearman": correlation(rankdata(gold), rankdata(guess)),
-                "rmse": task.std * float(metrics.root_mean_squared_error(gold, guess)),
-                "mean_rmse": task.std * float(metrics.root_mean_squared_error(gold, np.zeros_like(gold))),
-            }
-    return result
-
-
-def score(metrics):
-    """The one number of a task's metrics that epochs are chosen by."""
-    return metrics["macro_f1"] if "macro_f1" in metrics else metrics["pearson"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Save and load
-
-
-def file_sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_sha256(path, digest):
-    if file_sha256(path) != digest:
-        raise ValueError(f"{path.name} is not as it was written")
-
-
-@contextmanager
-def locked(lock_file, what):
-    """Refuse, with InputError, to write where another process does. The lock ends with its process, however it ends."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(lock_file, blocking=False)
-    Path(lock_file).touch()  # raises what FileLock would take for a lock
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(f"{what}: another process is writing there") from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # Windows does not remove what is open
-            os.unlink(lock_file)
-        lock.release()
-
-
-@contextmanager
-def naming(path):
-    """Name the file in an OSError that does not, such as that of a write to a full disk."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-LEFTOVERS = ("*.partial", ".tmp??????")  # of a write that was killed: ours, safetensors' own
-
-
-def remove(folder, *patterns):
-    for pattern in patterns:
-        for path in Path(folder).glob(pattern):
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def replacing(path):
-    """A path beside `path` to write to; then that file takes its place, whole and flushed to disk, or not at all."""
-    beside = Path(f"{path}.partial")
-    try:
-        with naming(path):
-            beside.touch()
-            mode = beside.stat().st_mode
-            yield beside
-            with open(beside, "rb+") as file:
-                os.fsync(file.fileno())
-            beside.chmod(mode)  # safetensors makes it private
-            os.replace(beside, path)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-
-
-def write(path, content):
-    """Replace a file as a whole: bytes, or what becomes JSON."""
-    with replacing(path) as beside:
-        beside.write_bytes(content if isinstance(content, bytes) else json.dumps(content, indent=1).encode())
-
-
-def write_tensors(path, save_file, tensors):
-    """Replace a file by what save_file(tensors, path) writes -> its SHA-256. Raises InputError."""
-    with input_errors(f"{path}: cannot be written"), replacing(path) as beside:
-        save_file(tensors, beside)
-        return file_sha256(beside)
-
-
-def write_record(path, record):
-    """`write`, with a SHA-256 of what is written, so that `read_record` knows a damaged file."""
-    write(path, record | {"sha256": hashlib.sha256(json.dumps(record).encode()).hexdigest()})
-
-
-def read_record(path):
-    """What `write_record` wrote. Raises ValueError, KeyError, OSError."""
-    record = json.loads(Path(path).read_text("utf-8"))
-    if record.pop("sha256") != hashlib.sha256(json.dumps(record).encode()).hexdigest():
-        raise ValueError(f"{Path(path).name} is not as it was written")
-    return record
 
 
 def describe_model(model):
@@ -1159,7 +554,7 @@ def describe_model(model):
         "tasks": [asdict(task) for task in model.tasks],
         "pooling": model.pooling,
         **model.record,
-        "tokenizer_sha256": hashlib.sha256(model.tokenizer.to_str().encode()).hexdigest(),
+        "tokenizer_sha256": sha256(model.tokenizer.to_str().encode()).hexdigest(),
         "weights_sha256": None,
     }
 
@@ -1172,11 +567,11 @@ def save(model, folder, finished=True):
     folder, config = Path(folder), describe_model(model)
     if any(tensor.dtype != torch.float32 for tensor in model.parameters()):
         raise InputError('a model is saved in float32; load it with dtype="float32"')
-    write(folder / "tokenizer.json", model.tokenizer.to_str().encode())
+    runs.write(folder / "tokenizer.json", model.tokenizer.to_str().encode())
     if finished:
         weights = folder / "model.safetensors"
-        config["weights_sha256"] = write_tensors(weights, safetensors.torch.save_file, model.state_dict())
-    write_record(folder / "config.json", config)
+        config["weights_sha256"] = runs.write_tensors(weights, safetensors.torch.save_file, model.state_dict())
+    runs.write_record(folder / "config.json", config)
 
 
 def load(folder, device="auto", dtype="auto"):
@@ -1188,9 +583,9 @@ def load(folder, device="auto", dtype="auto"):
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no trained model there; train one with: python train.py")
     with input_errors(f"{folder} cannot be loaded"):
-        config = read_record(folder / "config.json")
+        config = runs.read_record(folder / "config.json")
         if config["weights_sha256"] is None:
-            raise ValueError(f"its training is not finished; go on with: python train.py --resume {folder}")
+            raise ValueError(f"its training is not finished; {runs.how_to_go_on(folder)}")
         encoder_config = EncoderConfig(**config.pop("encoder"))
         encoder_config.check()
         tasks = [Task(**task) for task in config.pop("tasks")]
@@ -1205,7 +600,7 @@ def load(folder, device="auto", dtype="auto"):
         if found != {name: ("F32", list(tensor.shape)) for name, tensor in model.state_dict().items()}:
             raise ValueError("its weights do not fit its configuration")
         for name, key in (("tokenizer.json", "tokenizer_sha256"), ("model.safetensors", "weights_sha256")):
-            check_sha256(folder / name, config.pop(key))
+            runs.check_sha256(folder / name, config.pop(key))
         state = safetensors.torch.load_file(folder / "model.safetensors")
         state = {name: tensor.clone() for name, tensor in state.items()}  # in aligned memory, not in the file
         model.load_state_dict(state, assign=True)
@@ -1216,24 +611,6 @@ def load(folder, device="auto", dtype="auto"):
     device = pick_device(device)
     model.encoder.to(pick_dtype(dtype, device))
     return model.to(device).eval()
-
-
-def save_snapshot(folder, progress, state):
-    """Replace the folder's snapshot: first `state`, tensors in lists and dicts, in a file of its own; then
-    snapshot.json, which names it and makes it count."""
-    path = Path(folder) / f"snapshot-{progress['epoch']}-{progress['batch']}.pt"
-    digest = write_tensors(path, torch.save, state)
-    write_record(path.with_name("snapshot.json"), {"file": path.name, "file_sha256": digest, "progress": progress})
-    for former in set(path.parent.glob("snapshot-*")) - {path}:
-        former.unlink()
-
-
-def load_snapshot(folder):
-    """-> progress, state, as given to `save_snapshot`. Raises ValueError and what torch.load raises."""
-    record = read_record(Path(folder) / "snapshot.json")
-    path = Path(folder) / Path(record["file"]).name
-    check_sha256(path, record["file_sha256"])
-    return record["progress"], torch.load(path, map_location="cpu", weights_only=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1255,12 +632,16 @@ def predict(model, texts):
 
 def predict_encoded(model, data):
     """As `predict`, for a Dataset."""
-    logits = compute_logits(model, data)
-    return [{task.name: decode(task, logits[task.name][i]) for task in model.tasks} for i in range(len(data))]
+    return decode(model.tasks, compute_logits(model, data))
 
 
-def decode(task, logits):
-    """The prediction that one row's logits, (C,), stand for."""
+def decode(tasks, logits):
+    """The predictions that logits, {task: (N, C)}, stand for: a list of {task: prediction}."""
+    by_task = [[decode_one(task, row) for row in logits[task.name]] for task in tasks]
+    return [dict(zip([task.name for task in tasks], row, strict=True)) for row in zip(*by_task, strict=True)]
+
+
+def decode_one(task, logits):
     if not task.labels:
         return {"value": float(logits[0]) * task.std + task.mean}
     p = softmax(logits / task.temperature).tolist()
@@ -1271,7 +652,7 @@ def decode(task, logits):
 
 
 def describe_class(label, name):
-    return printable(name if name == label else f"{label} {name}")
+    return name if name == label else f"{label} {name}"
 
 
 def describe(prediction):
@@ -1281,45 +662,3 @@ def describe(prediction):
     return f"{describe_class(str(prediction['label']), prediction['name'])} {prediction['probability']:.2f}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What the scripts share
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is an InputError, and so one line."""
-
-    def error(self, message):
-        raise InputError(f"{message}; see --help")
-
-
-def say(message):
-    """Print a line on standard error, once a machine."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        where = f"rank {RANK}: " if RANK else ""
-        print(f"{Path(sys.argv[0]).name}: {where}{message}", file=sys.stderr)
-
-
-def run_script(main):
-    """Call main(); a user's mistake is one line on stderr and exit status 2, Ctrl-C 130, a closed pipe a quiet 141."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal's encoding lacks a character
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's large tensors in huge pages: 7 % of a step on Linux
-    try:
-        main()
-        sys.stdout.flush()
-    except (InputError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError):
-            if PROCESSES == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-                raise
-            error = f"another process of this run ended or failed ({str(error).splitlines()[0]})"
-        name = getattr(error, "filename", "")
-        if name is None or isinstance(error, BrokenPipeError):  # standard output, which the flush at exit would meet
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            sys.exit(141)
-        reason = f"{name}: {error.strerror}" if name else getattr(error, "strerror", None) or error
-        say(f"error: {printable(str(reason))}")
-        sys.exit(2)
-    except KeyboardInterrupt as stop:
-        status, how = stop.args or (130, "interrupted")
-        say(how)
-        sys.exit(status)

@@ -1,6 +1,8 @@
-"""Draw what a run folder says on one page: train.py does so at its end.
+"""What a run shows a person: lines and tables on the terminal, and its folder as one page, report.png.
 
-python report.py runs/shared-1
+python report.py runs/shared-1             # draw the page again; train.py does so at its end
+
+It never knows how anything was read or computed.
 """
 
 import json
@@ -11,7 +13,74 @@ from pathlib import Path
 import numpy as np
 
 import mtbert
-from mtbert import printable
+import runs
+from data import associations, data_warnings, input_errors, printable
+from metrics import score
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On the terminal
+
+
+def warn(message):
+    if runs.processes()[0] == 0:
+        runs.say(f"warning: {printable(message)}")
+
+
+def print_groups(groups):
+    print("group         tensors  parameters        lr  weight decay")
+    for g in groups:
+        numel = sum(p.numel() for p in g["params"])
+        print(f"{g['name']:12}{len(g['params']):9}{numel:12,}{g['lr']:10.1e}{g['weight_decay']:14g}")
+
+
+def print_data(tasks, rows, warnings):
+    """Say how many labels each split has of each task, how tasks hang together, and what may be a mistake."""
+    print(f"{'labels of':20}" + "".join(f"{split:>12}" for split in rows) + "  classes (share of the most frequent)")
+    for task in tasks:
+        counts = (sum(task.name in row.labels for row in part) for part in rows.values())
+        print(f"{printable(task.name)[:19]:20}" + "".join(f"{count:12}" for count in counts), end="  ")
+        if task.labels:
+            print(f"{len(task.labels)} ({max(task.counts) / sum(task.counts):.3f})")
+        else:
+            print(f"a number, {task.mean:.2f} ± {task.std:.2f}")
+    print(f"{'(rows)':20}" + "".join(f"{len(part):12}" for part in rows.values()))
+    for v, one, other in sorted(associations(tasks, [row for part in rows.values() for row in part]), reverse=True)[:5]:
+        print(f"association of {printable(one)} and {printable(other)}: Cramér's V {v:.2f}")
+        if v > 0.9 and warnings:
+            warn(f"{one!r} and {other!r} nearly give each other away: Cramér's V {v:.2f}")
+    for warning in data_warnings(tasks, rows) if warnings else ():
+        warn(warning)
+
+
+def print_metrics(tasks, metrics):
+    for task in (task for task in tasks if task.name in metrics):
+        m = metrics[task.name]
+        print(f"\n{printable(task.name)}, test")
+        if "accuracy" not in m:
+            print(f"  Pearson {m['pearson']:.3f}, Spearman {m['spearman']:.3f}, RMSE {m['rmse']:.3f}", end="")
+            print(f" (always the mean: {m['mean_rmse']:.3f})")
+            continue
+        print(f"  accuracy {m['accuracy']:.3f} (always the majority class: {m['majority_accuracy']:.3f})", end="")
+        print(f", macro-F1 {m['macro_f1']:.3f}")
+        print(f"  calibration error {m['ece']:.3f} (before the temperature, {task.temperature:.2f}:", end="")
+        print(f" {m['ece_uncalibrated']:.3f})")
+        print(f"  {'class':20}{'precision':>10}{'recall':>10}{'F1':>10}{'rows':>10}")
+        for label, c in m["per_class"].items():
+            print(f"  {printable(mtbert.describe_class(label, task.names[label]))[:19]:20}", end="")
+            print(f"{c['precision']:10.3f}{c['recall']:10.3f}{c['f1']:10.3f}{c['rows']:10.0f}")
+
+
+def print_examples(tasks, rows, predictions):
+    for row, prediction in zip(rows, predictions, strict=True):
+        print(f"\n  {printable(row.text)[:110]}")
+        for task in tasks:
+            gold = row.labels.get(task.name, "not labelled")
+            gold = task.names.get(str(gold), str(gold))
+            print("   ", printable(f"{task.name}: {mtbert.describe(prediction[task.name])} (gold: {gold})"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On the page
 
 # The lines of up to 21 tasks: Okabe and Ito's colours (2008), which the colour-blind tell apart
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -64,7 +133,7 @@ def draw_loss(axes, steps):
 def draw_validation(axes, epochs):
     axes.set(title="Validation score, an epoch a point", xlabel="step", ylabel="macro-F1, or Pearson's correlation")
     for task, line in zip(epochs[0]["validation"], cycle(LINES), strict=False):
-        scores = [mtbert.score(e["validation"][task]) for e in epochs]
+        scores = [score(e["validation"][task]) for e in epochs]
         axes.plot([e["step"] for e in epochs], scores, marker="o", **line)
     axes.set_xlim(0, None)
     axes.locator_params("x", integer=True)
@@ -142,15 +211,15 @@ def draw_norms(axes, conflicts):
 
 
 def main():
-    parser = mtbert.Parser(description=__doc__.splitlines()[0])
+    parser = runs.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of a finished run")
     folder = parser.parse_args().folder
-    with mtbert.input_errors(f"{folder}: no finished run to draw"):
+    with input_errors(f"{folder}: no finished run to draw"):
         metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-        with mtbert.replacing(folder / "report.png") as beside:
+        with runs.replacing(folder / "report.png") as beside:
             draw(folder, beside, metrics)
     print(folder / "report.png")
 
 
 if __name__ == "__main__":
-    mtbert.run_script(main)
+    runs.run_script(main)

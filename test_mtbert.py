@@ -31,8 +31,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import compare
+import data as data_
+import metrics as metrics_
 import mtbert
-from mtbert import Dataset, InputError, Row, Task
+import runs
+from data import InputError, Row, Task
+from mtbert import Dataset
 
 HERE = Path(__file__).parent
 SAMPLE = HERE / "sample_data.json"
@@ -159,7 +163,7 @@ def test_hidden_states_equal_those_of_transformers(model_type, act, pairs, tmp_p
 
 
 def test_bundled_weights_are_the_published_ones_and_compute_what_transformers_computes():
-    assert mtbert.file_sha256(BUNDLED / "model.safetensors") == mtbert.DEFAULT_ENCODER_SHA256
+    assert runs.file_sha256(BUNDLED / "model.safetensors") == mtbert.DEFAULT_ENCODER_SHA256
     ours, theirs = both_encoders(BUNDLED)
     ids, mask, types = random_batch(ours.config, pairs=True)
     with torch.no_grad():
@@ -408,7 +412,7 @@ def test_all_formats_give_the_same_rows(tmp_path):
         cells = [keys, *([str(row.get(key, "")).replace('"', '""') for key in keys] for row in rows)]
         (tmp_path / name).write_text("\r\n".join(comma.join(f'"{cell}"' for cell in line) for line in cells), "utf-8-sig")
     results = [
-        texts_and_labels(*mtbert.read_data([str(tmp_path / name)], names=["mood", "grade", "stars"], seed=3))
+        texts_and_labels(*data_.read_data([str(tmp_path / name)], names=["mood", "grade", "stars"], seed=3))
         for name in ("a.json", "b.json", "a.jsonl", "a.csv", "a.tsv")
     ]
     assert all(result == results[0] for result in results)
@@ -417,17 +421,17 @@ def test_all_formats_give_the_same_rows(tmp_path):
 
 def test_kinds_of_tasks_follow_from_their_labels(tmp_path):
     (tmp_path / "a.csv").write_text("text,i,f,s,m\na,1,1,x,1\nb,2,2.5,y,z\n" + "c,1,3,x,1\nd,2,2.5,y,z\n" * 6)
-    tasks, splits = mtbert.read_data([str(tmp_path / "a.csv")])
+    tasks, splits = data_.read_data([str(tmp_path / "a.csv")])
     kinds = {task.name: task.labels for task in tasks}
     assert kinds == {"i": [1, 2], "f": None, "s": ["x", "y"], "m": ["1", "z"]}
     targets = [row.labels["f"] for row in splits["train"]]
     assert (tasks[1].mean, tasks[1].std) == (pytest.approx(np.mean(targets), abs=0.1), pytest.approx(np.std(targets), abs=0.1))
     (tmp_path / "b.csv").write_text("text,s,t\n" + "a,01,+1\nb,1,-1\n" * 9)
-    assert [task.labels for task in mtbert.read_data([str(tmp_path / "b.csv")])[0]] == [["01", "1"], ["+1", "-1"]]
+    assert [task.labels for task in data_.read_data([str(tmp_path / "b.csv")])[0]] == [["01", "1"], ["+1", "-1"]]
     (tmp_path / "c.csv").write_text("text,f\n" + "a,1e-1\nb,.5\nc,-2\n" * 9)
-    assert mtbert.read_data([str(tmp_path / "c.csv")])[0][0].labels is None
+    assert data_.read_data([str(tmp_path / "c.csv")])[0][0].labels is None
     (tmp_path / "a.json").write_text(json.dumps([{"text": "a", "n": n} for n in [1, 2, 2.5] * 9]))
-    assert mtbert.read_data([str(tmp_path / "a.json")])[0][0].labels is None
+    assert data_.read_data([str(tmp_path / "a.json")])[0][0].labels is None
 
 
 def test_files_that_label_different_tasks_train_together(tmp_path):
@@ -435,29 +439,29 @@ def test_files_that_label_different_tasks_train_together(tmp_path):
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": f"b {i}", "b": "xy"[i % 2]}) + "\n" for i in range(40)))
     (tmp_path / "v.jsonl").write_text("".join(json.dumps({"text": f"v {i}", "a": i % 3, "b": None}) + "\n" for i in range(9)))
     files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
-    tasks, splits = mtbert.read_data(files)
+    tasks, splits = data_.read_data(files)
     assert [task.name for task in tasks] == ["a", "b"]
     assert Counter(tuple(row.labels) for row in splits["validation"]) == {("a",): 6, ("b",): 4}
-    tasks, splits = mtbert.read_data(files, [str(tmp_path / "v.jsonl")], names=["b", "a"])
+    tasks, splits = data_.read_data(files, [str(tmp_path / "v.jsonl")], names=["b", "a"])
     assert [task.name for task in tasks] == ["b", "a"]
     assert Counter(tuple(row.labels) for row in splits["validation"]) == {("a",): 9, ("b",): 4}  # only b had none
-    tasks, splits = mtbert.read_data(files, all_tasks=False)
+    tasks, splits = data_.read_data(files, all_tasks=False)
     assert [task.name for task in tasks] == ["a"] and len(splits["train"]) == 54
 
 
 def test_held_out_rows_are_a_seeded_stratified_tenth_and_leave_every_class_in_training():
     rows = make_rows(*({"a": "x" if i < 150 else "y", "b": i % 3} for i in range(300)), {"a": "x", "b": 7})
     tasks = [Task("a", ["x", "y"]), Task("b", [0, 1, 2, 7])]
-    kept, held = mtbert.hold_out(rows, tasks, seed=0)
+    kept, held = data_.hold_out(rows, tasks, seed=0)
     assert Counter((row.labels["a"], row.labels["b"]) for row in held) == {(a, b): 5 for a in "xy" for b in range(3)}
     assert rows[-1] in kept and len(kept) + len(held) == len(rows)
-    assert mtbert.hold_out(rows, tasks, seed=0)[1] == held != mtbert.hold_out(rows, tasks, seed=1)[1]
+    assert data_.hold_out(rows, tasks, seed=0)[1] == held != data_.hold_out(rows, tasks, seed=1)[1]
 
 
 def test_every_task_gets_its_own_held_out_rows_by_the_seed(tmp_path):
     rows = [{"text": f"{i}", "a": i % 2} for i in range(200)] + [{"text": f"b {i}", "b": i % 2} for i in range(20)]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    held = [mtbert.read_data([str(tmp_path / "a.json")], seed=seed)[1]["validation"] for seed in (0, 0, 1)]
+    held = [data_.read_data([str(tmp_path / "a.json")], seed=seed)[1]["validation"] for seed in (0, 0, 1)]
     assert Counter(tuple(row.labels) for row in held[0]) == {("a",): 20, ("b",): 2}
     assert held[0] == held[1] != held[2]
 
@@ -530,7 +534,7 @@ def test_a_watched_run_is_equal_to_the_bit_and_its_cosines_are_those_of_separate
 
     model = tiny_model(tiny, TWO)
     data = mtbert.encode(model.tokenizer, make_rows(*({"mood": "bad", "stars": i / 4} for i in range(6))), TWO)
-    found = mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "stars": 3.0}, 2, 0)
+    found = mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "stars": 3.0}, 2)
     assert all(parameter.grad is None for parameter in model.parameters())
     loss = model(**mtbert.collate(data, np.arange(6), model.encoder.config, "cpu"))[1]
     for i, layer in enumerate(model.encoder.layers):
@@ -545,10 +549,10 @@ def test_a_watched_run_is_equal_to_the_bit_and_its_cosines_are_those_of_separate
             module.p = 0.5
     model.tasks, data.labels["again"] = [TWO[0], dataclasses.replace(TWO[0], name="again")], data.labels["mood"]
     model.heads["head_again"] = model.heads["head_mood"]  # two equal tasks agree, under equal masks
-    twice = mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "again": 1.0}, 1, 0)
+    twice = mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "again": 1.0}, 1)
     assert twice["cosines"]["mood"]["again"] == pytest.approx([1, 1], abs=1e-5)
     model.tasks, data.labels["stars"][:] = TWO, math.nan  # no label, no gradient, no cosine
-    assert mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "stars": 1.0}, 1, 0)["cosines"]["mood"]["stars"] == [None, None]
+    assert mtbert.conflict(model, data, np.arange(6), {"mood": 1.0, "stars": 1.0}, 1)["cosines"]["mood"]["stars"] == [None, None]
 
 
 @pytest.mark.parametrize("variant", ["shared", "separate-lr"])
@@ -714,7 +718,7 @@ def test_a_write_that_fails_at_any_point_loses_nothing(tiny, tmp_path, monkeypat
 
 def run_files(folder):
     """What must be equal in two runs: all but the times, and which torchrun began it."""
-    metrics, config = json.loads((folder / "metrics.json").read_text()), mtbert.read_record(folder / "config.json")
+    metrics, config = json.loads((folder / "metrics.json").read_text()), runs.read_record(folder / "config.json")
     names = ("tokenizer.json", "model.safetensors", "log.jsonl")
     contents = [(folder / name).read_bytes() for name in names]
     return [metrics["validation"], metrics["test"], config | {"launcher": None}, *contents]
@@ -746,7 +750,7 @@ def test_a_killed_run_resumes_to_the_same_files_and_guards_its_flags_and_data(sc
     refused("--lr 0.5 contradicts --lr 0.0001 of the run in run", "--resume", "run", "--lr", "0.5")
     refused("--variant single contradicts --variant shared", "--resume", "run", "--variant", "single")
     refused("nowhere: no run to resume", "--resume", "nowhere")
-    with mtbert.locked("run/run.lock", "run"):
+    with runs.locked("run/run.lock", "run"):
         refused("run: another process is writing there", "--resume", "run")
     rows = Path("rows.csv").read_text()
     Path("rows.csv").write_text(rows + "one more,x\n")
@@ -772,17 +776,17 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 GRADIENTS = """
 import sys, torch
 from pathlib import Path
-import mtbert, test_mtbert
+import mtbert, runs, test_mtbert
 gradients, clip = [], torch.nn.utils.clip_grad_norm_
 def record(parameters, limit):
     parameters = list(parameters)
     gradients.append([parameter.grad.clone() for parameter in parameters])
     return clip(parameters, limit)
 torch.nn.utils.clip_grad_norm_ = record
-mtbert.join_processes(torch.device("cpu"))
+runs.join_processes(torch.device("cpu"))
 tiny, folder = map(Path, sys.argv[1:])
 test_mtbert.train_tiny(tiny, folder, "--dropout", "0", "--batch-size", "3", "--lr", "0")
-torch.save(gradients, folder / f"gradients-{mtbert.RANK}.pt")
+torch.save(gradients, folder / f"gradients-{runs.processes()[0]}.pt")
 """
 
 
@@ -846,7 +850,7 @@ def test_metrics_are_those_computed_by_hand():
     guess = {"c": [0, 1, 1, 1, 0, 2], "n": [-1, 1, 2, 2.5, 9, 9], "none": [0] * 6}
     logits = {"c": np.eye(3)[guess["c"]], "n": np.array(guess["n"])[:, None], "none": np.eye(2)[guess["none"]]}
     data = type("Data", (), {"labels": {name: np.array(values) for name, values in gold.items()}})
-    result = mtbert.evaluate(tasks, data, logits)
+    result = metrics_.evaluate(tasks, data.labels, logits)
     assert set(result) == {"c", "n"}
     c, n = result["c"], result["n"]
     assert c["accuracy"] == pytest.approx(3 / 5) and c["majority_accuracy"] == pytest.approx(2 / 5)
@@ -860,27 +864,27 @@ def test_metrics_are_those_computed_by_hand():
 def test_calibration_error_is_that_of_a_table_made_by_hand():
     p = np.array([[0.95, 0.05], [0.95, 0.05], [0.3, 0.7], [0.31, 0.69], [1.0, 0.0]])  # bins of 0.95, of 0.7, and of 1.0
     gold = np.array([0, 1, 1, 1, 0])
-    assert mtbert.calibration_error(p, gold) == pytest.approx((abs(0.95 + 0.95 + 1.0 - 2) + abs(0.7 + 0.69 - 2)) / 5)
-    assert mtbert.calibration_error(np.eye(3)[[0, 1, 2]], np.array([0, 1, 2])) == 0
+    assert metrics_.calibration_error(p, gold) == pytest.approx((abs(0.95 + 0.95 + 1.0 - 2) + abs(0.7 + 0.69 - 2)) / 5)
+    assert metrics_.calibration_error(np.eye(3)[[0, 1, 2]], np.array([0, 1, 2])) == 0
 
 
 def test_calibration_finds_a_planted_temperature_and_predictions_are_made_with_it(tiny, tmp_path):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20_000, 3))
-    gold = np.array([rng.choice(3, p=p) for p in mtbert.softmax(logits)])
+    gold = np.array([rng.choice(3, p=p) for p in metrics_.softmax(logits)])
     tasks = [Task("a", [0, 1, 2], [1, 1, 1], {"0": "0", "1": "1", "2": "2"}), Task("n", None), Task("none", [0], [1], {"0": "0"})]
     data = type("Data", (), {"labels": {"a": gold, "n": np.full(20_000, 1.0), "none": np.full(20_000, -100)}})
     outputs = {"a": 2.5 * logits, "n": logits[:, :1], "none": logits[:, :1]}
-    mtbert.calibrate(tasks, data, outputs)
+    metrics_.calibrate(tasks, data.labels, outputs)
     assert tasks[0].temperature == pytest.approx(2.5, rel=0.05) and [task.temperature for task in tasks[1:]] == [1, 1]
-    result = mtbert.evaluate(tasks, data, outputs)["a"]
+    result = metrics_.evaluate(tasks, data.labels, outputs)["a"]
     assert result["ece"] < 0.015 < 0.1 < result["ece_uncalibrated"]
     few = type("Data", (), {"labels": {"a": np.array([0, 0, 1, 1])}})
     four = Task("a", [0, 1], [1, 1])
-    mtbert.calibrate([four], few, {"a": np.array([[1.5, 0], [1.5, 0], [0, 1.5], [0, 1.5]])})
+    metrics_.calibrate([four], few.labels, {"a": np.array([[1.5, 0], [1.5, 0], [0, 1.5], [0, 1.5]])})
     assert 0.4 < four.temperature < 1  # all right, but four rows are no proof
-    probabilities = mtbert.decode(tasks[0], outputs["a"][0])["probabilities"]
-    assert list(probabilities.values()) == pytest.approx(mtbert.softmax(logits[0]), abs=0.02)
+    probabilities = mtbert.decode_one(tasks[0], outputs["a"][0])["probabilities"]
+    assert list(probabilities.values()) == pytest.approx(metrics_.softmax(logits[0]), abs=0.02)
 
     model = tiny_model(tiny, tasks)
     mtbert.save(model, tmp_path)
@@ -889,10 +893,10 @@ def test_calibration_finds_a_planted_temperature_and_predictions_are_made_with_i
 
 def test_predictions_are_softmax_and_rescaled_numbers():
     task = Task("c", [1, 2], [1, 1], {"1": "one", "2": "two"})
-    prediction = mtbert.decode(task, np.array([0.0, math.log(3)], np.float32))
+    prediction = mtbert.decode_one(task, np.array([0.0, math.log(3)], np.float32))
     assert (prediction["label"], prediction["name"], prediction["probability"]) == (2, "two", pytest.approx(0.75))
     assert prediction["probabilities"] == pytest.approx({1: 0.25, 2: 0.75})
-    assert mtbert.decode(Task("n", None, mean=10.0, std=2.0), np.array([1.5], np.float32)) == {"value": 13.0}
+    assert mtbert.decode_one(Task("n", None, mean=10.0, std=2.0), np.array([1.5], np.float32)) == {"value": 13.0}
 
 
 def test_a_model_that_diverged_is_refused(tiny):
@@ -1061,7 +1065,7 @@ HOSTILE = {  # what is put in the place of a value in config.json, whose SHA-256
 
 def test_a_hostile_configuration_is_refused_in_milliseconds(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "a")
-    config = mtbert.read_record(finished / "config.json")
+    config = runs.read_record(finished / "config.json")
     mtbert.load(tmp_path / "a")
     changed = [config | {"encoder": config["encoder"] | change} for change in HOSTILE["encoder"]]
     changed += [config | {"tasks": [config["tasks"][0] | change, *config["tasks"][1:]]} for change in HOSTILE["tasks"]]
@@ -1069,7 +1073,7 @@ def test_a_hostile_configuration_is_refused_in_milliseconds(finished, tmp_path):
     changed += [config | {"pooling": change} for change in HOSTILE["pooling"]]
     changed += [{key: value for key, value in config.items() if key != name} for name in ("encoder", "tasks", "pooling")]
     for hostile in changed:
-        mtbert.write_record(tmp_path / "a/config.json", hostile)
+        runs.write_record(tmp_path / "a/config.json", hostile)
         start = time.perf_counter()
         with pytest.raises(InputError, match="cannot be loaded") as error:
             mtbert.load(tmp_path / "a")
@@ -1083,13 +1087,13 @@ def test_a_hostile_configuration_is_refused_in_milliseconds(finished, tmp_path):
 def test_a_hostile_tokenizer_is_refused(finished, tmp_path):
     """Its SHA-256 is right, but its tokens are none of the encoder's; too many are cut."""
     shutil.copytree(finished, tmp_path / "a")
-    former, config = json.loads((finished / "tokenizer.json").read_text()), mtbert.read_record(finished / "config.json")
+    former, config = json.loads((finished / "tokenizer.json").read_text()), runs.read_record(finished / "config.json")
 
     def predict(**changes):
         content = json.dumps(former | changes).encode()
         (tmp_path / "a/tokenizer.json").write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
-        mtbert.write_record(tmp_path / "a/config.json", config | {"tokenizer_sha256": digest})
+        runs.write_record(tmp_path / "a/config.json", config | {"tokenizer_sha256": digest})
         return mtbert.predict(mtbert.load(tmp_path / "a"), ["great " * 100])
 
     for ids in (31000, 2**31, 2**32 - 1):
@@ -1123,7 +1127,7 @@ def test_arbitrary_json_is_read_unchanged_or_refused(rows, kind, tmp_path_factor
     path = tmp_path_factory.getbasetemp() / f"any.{kind}"
     path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
     try:
-        read = [mtbert.parse_row(where, row) for where, _, row in mtbert.read_rows(path)]
+        read = [data_.parse_row(where, row) for where, _, row in data_.read_rows(path)]
     except InputError as error:
         assert str(path) in str(error) and "\n" not in str(error)
         return
@@ -1141,7 +1145,7 @@ def test_arbitrary_cells_are_read_unchanged_or_refused(rows, kind, tmp_path_fact
     with open(path, "w", newline="", encoding="utf-8", errors="surrogatepass") as file:
         csv.writer(file, delimiter="," if kind == "csv" else "\t").writerows([("text", "a"), *rows])
     try:
-        read = [mtbert.parse_row(where, row) for where, _, row in mtbert.read_rows(path)]
+        read = [data_.parse_row(where, row) for where, _, row in data_.read_rows(path)]
     except InputError as error:
         assert str(path) in str(error)
         assert any(not text.strip() or re.search("[\ud800-\udfff]", text + label) for text, label in rows)
@@ -1155,8 +1159,8 @@ def test_arbitrary_bytes_make_data_or_the_documented_error(content, kind, tmp_pa
     path = tmp_path_factory.getbasetemp() / f"any.{kind}"
     path.write_bytes(b"text,a\n" * (kind == "csv") + content)
     try:
-        tasks, splits = mtbert.read_data([str(path)])
-        assert tasks and splits["train"] and list(mtbert.data_warnings(tasks, splits)) is not None
+        tasks, splits = data_.read_data([str(path)])
+        assert tasks and splits["train"] and list(data_.data_warnings(tasks, splits)) is not None
     except InputError as error:
         assert "\n" not in str(error)
 
@@ -1212,7 +1216,7 @@ def test_association_is_one_for_labels_that_give_each_other_away_and_about_zero_
     labels = [(int(a), "xyz"[a], int(rng.integers(4))) for a in rng.integers(3, size=3000)]
     rows = make_rows(*(dict(zip("abc", row, strict=True)) for row in labels), {"a": 1}, {"d": "alone"})
     tasks = [Task(name, [0, 1]) for name in "abcd"] + [Task("n", None)]
-    found = {(one, other): v for v, one, other in mtbert.associations(tasks, rows)}
+    found = {(one, other): v for v, one, other in data_.associations(tasks, rows)}
     assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
     assert found["a", "b"] == pytest.approx(1) and found["a", "c"] < 0.05
 
@@ -1236,7 +1240,7 @@ def test_train_says_what_is_in_the_rows_and_leaves_the_test_rows_out_where_told(
 
 def test_two_processes_do_not_write_one_output_and_a_full_disk_is_one_line(script, finished, tmp_path):
     output = tmp_path / "out"
-    with mtbert.locked(f"{output}.lock", output):
+    with runs.locked(f"{output}.lock", output):
         status, _, err = script("predict.py", "--model", finished, "great movie", "--output", output)
     assert status == 2 and err == f"predict.py: error: {output}: another process is writing there\n"
     assert script("predict.py", "--model", finished, "great movie", "--output", output)[0] == 0
@@ -1268,14 +1272,14 @@ def test_train_and_predict_on_a_part_of_the_sample_with_the_bundled_encoder(scri
     assert metrics["test"]["category"]["accuracy"] > 0.4 and metrics["train_seconds"] > 0
     assert metrics["test"]["category"]["majority_accuracy"] < 0.35
     config = json.loads((run / "config.json").read_text())
-    assert config["data_sha256"] == {"part.json": mtbert.file_sha256("part.json")} and config["flags"]["lr"] == 4e-4
+    assert config["data_sha256"] == {"part.json": runs.file_sha256("part.json")} and config["flags"]["lr"] == 4e-4
     steps = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert sum("loss" in step for step in steps) == 15 and sum("validation" in step for step in steps) == 3
 
     model = mtbert.load(run)  # the newest run; what was tested is what was saved
-    tasks, rows = mtbert.read_data(["part.json"])
+    tasks, rows = data_.read_data(["part.json"])
     data = mtbert.encode(model.tokenizer, rows["test"], tasks)
-    again = mtbert.evaluate(model.tasks, data, mtbert.compute_logits(model, data))
+    again = metrics_.evaluate(model.tasks, data.labels, mtbert.compute_logits(model, data))
     assert again == metrics["test"]
     status, out, err = script("predict.py", "great movie", "the strings are too loud", "--json")
     assert status == 0 and err == "model: runs/shared-1\n"

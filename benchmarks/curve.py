@@ -18,9 +18,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import compare
-import mtbert
 import report
+import runs
 import train
+from data import InputError, printable
 
 ARMS = ("single", "shared", "weighted")
 
@@ -35,7 +36,7 @@ def keep_labels(content, task, percent, path):
     train_rows = [
         {key: value for key, value in row.items() if key != task or i in kept} for i, row in enumerate(content["train"])
     ]
-    mtbert.write(path, content | {"train": train_rows})
+    runs.write(path, content | {"train": train_rows})
     return len(kept)
 
 
@@ -63,19 +64,19 @@ def draw(result, path):
 
 def main():
     epilog = "--seeds, --margin and --out are those of compare.py, all others those of train.py"
-    parser = mtbert.Parser(description=__doc__.splitlines()[0], epilog=epilog, allow_abbrev=False)
+    parser = runs.Parser(description=__doc__.splitlines()[0], epilog=epilog, allow_abbrev=False)
     percent = {"type": train.number(int, 1, 100), "default": [5, 10, 25, 50, 100], "help": "(default: %(default)s)"}
     parser.add_argument("--percent", nargs="+", metavar="N", **percent)
     parser.add_argument("--of", nargs="+", metavar="TASK", help="whose labels are left out (default: each in turn)")
     mine, argv = parser.parse_known_args()
     args, flags, rest = compare.parse_args(argv)
     if args.tune or args.own or args.weights:
-        raise mtbert.InputError("the curve takes no --tune, --head-lr, --layer-decay or --task-weights")
+        raise InputError("the curve takes no --tune, --head-lr, --layer-decay or --task-weights")
     out = Path(args.out)
     with compare.kept_in(out):
         result = measure(mine, args, flags, rest, out)
-        mtbert.write(out / "curve.json", {"flags": vars(args) | vars(flags) | vars(mine) | {"out": args.out}, "tasks": result})
-        with mtbert.replacing(out / "curve.png") as beside:
+        runs.write(out / "curve.json", {"flags": vars(args) | vars(flags) | vars(mine) | {"out": args.out}, "tasks": result})
+        with runs.replacing(out / "curve.png") as beside:
             draw(result, beside)
 
 
@@ -87,7 +88,7 @@ def measure(mine, args, flags, rest, out):
     content = json.loads((out / "data.json").read_text("utf-8"))
     tasks = {task.name: (i, task) for i, task in enumerate(tasks, 1)}
     if unknown := set(mine.of or ()) - set(tasks):
-        raise mtbert.InputError(f"--of: there is no task {min(unknown)!r}")
+        raise InputError(f"--of: there is no task {min(unknown)!r}")
     measured = [tasks[name] for name in mine.of or tasks]
     count = len(ARMS) * args.seeds * len(mine.percent) * len(measured)
     progress = compare.Progress(count, count)
@@ -111,7 +112,7 @@ def measure(mine, args, flags, rest, out):
                 point[arm].append(100 * metrics["test"][task.name][name])
             result[task.name].append(point)
     for task, points in result.items():
-        print(f"\n{mtbert.printable(task)}, test {points[0]['metric']} in %: mean ± standard deviation of {args.seeds} seeds")
+        print(f"\n{printable(task)}, test {points[0]['metric']} in %: mean ± standard deviation of {args.seeds} seeds")
         print(f"{'labels':>12}" + "".join(f"{arm:>16}" for arm in ARMS) + "   95 % interval of")
         for point in points:
             print(f"{point['labels']:5} ({point['percent']:3} %)", end="")
@@ -125,4 +126,4 @@ def measure(mine, args, flags, rest, out):
 
 
 if __name__ == "__main__":
-    mtbert.run_script(main)
+    runs.run_script(main)

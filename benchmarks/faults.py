@@ -29,7 +29,9 @@ from sklearn import metrics  # noqa: F401
 from tqdm import tqdm
 
 import mtbert
+import runs
 import train
+from data import InputError
 
 FLAGS = ["--epochs", "2", "--save-every", "10", "--out", "run"]
 CALLS = ((os, "fsync"), (os, "replace"), (torch, "save"), (safetensors.torch, "save_file"), (Path, "write_bytes"), (Path, "unlink"))
@@ -47,7 +49,7 @@ def start(folder, flags, fault=lambda: None):
             os.dup2(output.fileno(), 2)
         sys.argv = ["train.py", *flags]
         fault()
-        mtbert.run_script(train.main)
+        runs.run_script(train.main)
         os._exit(0)
     except SystemExit as stop:
         sys.stdout.flush()
@@ -189,7 +191,7 @@ def damage_models(parent, folder, other, count, random):
                     file.write(bytes([byte ^ 1 << random.randrange(8)]))
         try:
             kinds[kind][1 if mtbert.predict(mtbert.load(copy), texts) == expected else 2] += 1
-        except mtbert.InputError:
+        except InputError:
             kinds[kind][0] += 1
         except Exception as error:
             print(f"{kind}, {path.name}: {error!r}")

@@ -28,6 +28,8 @@ from speed import HERE, Mean, alternate, load_mtbert, timed  # puts mtbert on th
 from tokenizers import Tokenizer
 
 import mtbert
+import runs
+from data import InputError, Row, parse_row, read_data, read_rows
 
 TOKENS, ROUNDS = 8192, 5  # tokens of a batch, at every length
 LAUNCHER = """import os, subprocess, sys, time
@@ -45,7 +47,7 @@ def measure(*command):
     command = [sys.executable, "-c", LAUNCHER, sys.executable, *map(str, command)]
     done = subprocess.run(command, text=True, capture_output=True)
     if done.returncode:
-        raise mtbert.InputError(f"{command[4]} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+        raise InputError(f"{command[4]} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
     printed, _, figures = done.stdout.rstrip().rpartition("\n")
     return printed, *map(float, figures.split())
 
@@ -61,7 +63,7 @@ def by_rows(part, run, most):
     """Call run(count) -> seconds, peak MiB for powers of ten up to `most`, and print how far from linear they are."""
     rows, measured = [10**k for k in range(3, 8) if 10**k < most] + [most], []
     for count in rows:
-        mtbert.say(f"{part}, {count:,} rows")
+        runs.say(f"{part}, {count:,} rows")
         measured.append([float(value) for value in run(count)])
     seconds, peaks = zip(*measured, strict=True)
     each, middle = np.array(seconds) / rows, (len(rows) - 1) // 2
@@ -114,7 +116,7 @@ def length(task, rows, folder, args):
     words = [word for word in words if len(tokenizer.encode(word, add_special_tokens=False).ids) == 1]
 
     def our_step():
-        mtbert.backward(ours.train(), data, order, {task.name: 1.0}, 1)
+        mtbert.forward_backward(ours.train(), data, order, {task.name: 1.0}, 1)
         ours.zero_grad()
 
     def run_theirs(model, training, dtype):
@@ -135,7 +137,7 @@ def length(task, rows, folder, args):
         data = mtbert.encode(tokenizer, labelled, [task])
         logits = mtbert.compute_logits(predictor, data)[task.name]
         if set(data.lengths) != {T} or not np.allclose(logits, run_theirs(theirs, False, torch.float32), atol=0.1):
-            raise mtbert.InputError(f"{T} tokens: the texts have another length, or transformers other logits")
+            raise InputError(f"{T} tokens: the texts have another length, or transformers other logits")
         dtype = str(ours.compute_dtype).removeprefix("torch.")
         runs = {
             f"predict, mtbert, {dtype}": timed(mtbert.compute_logits, predictor, data, len(order)),
@@ -146,7 +148,7 @@ def length(task, rows, folder, args):
         if dtype == "bfloat16":
             runs["predict, transformers, bfloat16"] = timed(run_theirs, half, False, torch.bfloat16)
             runs["train, transformers, bfloat16"] = timed(run_theirs, theirs, True, torch.bfloat16)
-        mtbert.say(f"length, {T} tokens")
+        runs.say(f"length, {T} tokens")
         with redirect_stdout(sys.stderr):
             for name, seconds in alternate(runs, ROUNDS + 1).items():  # the first warms up
                 result[name].append([1e6 * s / data.lengths.sum() for s in seconds[1:]])
@@ -170,7 +172,7 @@ def encode(task, rows, folder, args):
 
 def encode_here(path, tokenizer, count):
     """What `encode` runs in a process of its own."""
-    some = [mtbert.parse_row(where, row) for where, _, row in mtbert.read_rows(path)]
+    some = [parse_row(where, row) for where, _, row in read_rows(path)]
     rows, tokenizer = list(islice(cycle(some), count)), Tokenizer.from_file(tokenizer)
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     start = time.perf_counter()
@@ -224,7 +226,7 @@ def draw(result, path):
 
 def main():
     parts = {"predict": predict, "train": train, "length": length, "encode": encode}
-    parser = mtbert.Parser(description=__doc__.splitlines()[0])
+    parser = runs.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--max-predict", type=int, default=1_000_000, help="rows; encode takes as many")
@@ -233,10 +235,10 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/growth"))
     args = parser.parse_args()
     torch.manual_seed(0)
-    [task], splits = mtbert.read_data(args.data, all_tasks=False)
+    [task], splits = read_data(args.data, all_tasks=False)
     rows = sorted(splits["train"] + splits["validation"], key=lambda row: len(row.text))
     rows = [rows[i * len(rows) // 1000] for i in range(1000)]
-    rows = [mtbert.Row("", row.text, None, {task.name: row.labels[task.name]}) for row in rows]
+    rows = [Row("", row.text, None, {task.name: row.labels[task.name]}) for row in rows]
     random.Random(0).shuffle(rows)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "growth.json"
@@ -247,9 +249,9 @@ def main():
         for part in args.parts:
             result[part] = parts[part](task, rows, Path(folder), args)
             result[part] |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
-            mtbert.write(path, result)
+            runs.write(path, result)
     draw(result, args.out / "growth.png")
 
 
 if __name__ == "__main__":
-    mtbert.run_script(main)
+    runs.run_script(main)

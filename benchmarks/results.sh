@@ -17,7 +17,7 @@ run() { # name, number of seeds, flags of train.py
         [ -e "$out/$name-$seed/metrics.json" ] || python train.py "$@" ${FLAGS:-} --seed $seed --out "$out/$name-$seed" --overwrite > "$out/$name-$seed.txt"
     done
     echo "== $name: $*"
-    python benchmarks/runs.py "${folders[@]}"
+    python benchmarks/means.py "${folders[@]}"
 }
 
 compare() { # name, flags of compare.py

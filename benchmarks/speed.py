@@ -34,7 +34,9 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as mtbert's scripts set it
 HERE = Path(__file__).parent.parent
 sys.path.insert(0, str(HERE))
 import mtbert
+import runs
 import train
+from data import Row, Task, read_data
 
 FOLDER = mtbert.find_encoder(mtbert.DEFAULT_ENCODER)[0]
 BATCH = 32
@@ -228,7 +230,7 @@ def predict_onnx(model, texts, int8=False):
     config = model.encoder.config
 
     def run(texts):
-        data = mtbert.encode(model.tokenizer, [mtbert.Row("", text, None, {}) for text in texts])
+        data = mtbert.encode(model.tokenizer, [Row("", text, None, {}) for text in texts])
         classes, order = np.empty(len(texts), int), np.argsort(data.lengths, kind="stable")[::-1]
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
@@ -244,7 +246,7 @@ def predict_mtbert(model, texts, dtype="auto"):
     model.encoder.to(mtbert.pick_dtype(dtype, torch.device("cpu")))
 
     def run(texts):
-        data = mtbert.encode(model.tokenizer, [mtbert.Row("", text, None, {}) for text in texts])
+        data = mtbert.encode(model.tokenizer, [Row("", text, None, {}) for text in texts])
         return mtbert.compute_logits(model, data)["sentiment"].argmax(1)
 
     return run
@@ -288,7 +290,7 @@ def whole_process(command):
 
 def save_model(model, folder):
     mtbert.save(model, folder)
-    mtbert.write(folder / "metrics.json", {})
+    runs.write(folder / "metrics.json", {})
     heads = transformers.AutoModelForSequenceClassification.from_pretrained(FOLDER, num_labels=3)
     heads.save_pretrained(folder / "theirs")
     transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(folder / "theirs")
@@ -352,7 +354,7 @@ def draw(result, path):
 
 
 def main():
-    parser = mtbert.Parser(description=__doc__.splitlines()[0])
+    parser = runs.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--val", nargs="+", default=[])
     parser.add_argument("--test", nargs="+", default=[])
@@ -370,7 +372,7 @@ def main():
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    [task], rows = mtbert.read_data(args.data, args.val, args.test, args.tasks)
+    [task], rows = read_data(args.data, args.val, args.test, args.tasks)
     everything = [row for part in rows.values() for row in part]
     rng = np.random.default_rng(0)
     some = [rows["train"][i] for i in rng.permutation(len(rows["train"]))[: args.train_rows]]
@@ -384,10 +386,10 @@ def main():
         print(f"matrix products, {name}: {result['matmul'][name] / 1e9:.0f} GFLOP/s", flush=True)
 
     def tokens(texts):
-        return int(mtbert.encode(model.tokenizer, [mtbert.Row("", text, None, {}) for text in texts]).lengths.sum())
+        return int(mtbert.encode(model.tokenizer, [Row("", text, None, {}) for text in texts]).lengths.sum())
 
     if "train" in args.parts:
-        second = mtbert.Task("second", [0, 1], [1, 1], {"0": "0", "1": "1"})
+        second = Task("second", [0, 1], [1, 1], {"0": "0", "1": "1"})
         two = [row._replace(labels=row.labels | {"second": i % 2}) for i, row in enumerate(some)]
         seconds = alternate({
             "notebooks: padded to 128, float32": lambda: train_notebook(some, task),
@@ -398,8 +400,8 @@ def main():
         }, args.rounds)  # fmt: skip
         result["train"] = {"rows": len(some), "flops": 6 * inner * tokens([row.text for row in some]), "seconds": seconds}
     if "predict" in args.parts:
-        second = mtbert.MTBert(model.encoder, [task, mtbert.Task("second", [0, 1], [1, 1])], model.tokenizer).eval()
-        runs = {
+        second = mtbert.MTBert(model.encoder, [task, Task("second", [0, 1], [1, 1])], model.tokenizer).eval()
+        contenders = {
             "transformers' pipeline": predict_pipeline(model, texts),
             "sentence-transformers and a head": predict_sentence_transformers(model, texts),
             "ONNX Runtime, float32": predict_onnx(model, texts),
@@ -408,9 +410,9 @@ def main():
             "mtbert": predict_mtbert(model, texts),
             "mtbert, two tasks": predict_mtbert(second, texts),
         }
-        for run in runs.values():
+        for run in contenders.values():
             run(texts[:512])
-        seconds = alternate({name: timed(run, texts) for name, run in runs.items()}, min(args.rounds, 3))
+        seconds = alternate({name: timed(run, texts) for name, run in contenders.items()}, min(args.rounds, 3))
         result["predict"] = {"rows": len(texts), "flops": 2 * inner * tokens(texts), "seconds": seconds}
     if "one" in args.parts:
         folder = Path(tempfile.mkdtemp())
@@ -433,9 +435,9 @@ def main():
                 entry = redirected(learning_curve, run, rows, task, args.reach, seed=seed, epochs=args.epochs)
                 result["learn"][name].append(entry)
         print(f"\n{args.epochs} epochs{'':32}{'test accuracy':>16}   seconds of training until validation {args.reach:.0%}")
-        for name, runs in result["learn"].items():
-            reached = [run["curve"][-1][0] if run["curve"][-1][1] >= args.reach else np.inf for run in runs]
-            test = [run["test"] for run in runs]
+        for name, seeds in result["learn"].items():
+            reached = [run["curve"][-1][0] if run["curve"][-1][1] >= args.reach else np.inf for run in seeds]
+            test = [run["test"] for run in seeds]
             print(f"{name:40}{np.mean(test):8.4f} ± {np.std(test, ddof=min(1, len(test) - 1)):.4f}   {' '.join(f'{s:.0f}' for s in reached)}")
 
     if "profile" in args.parts:
@@ -449,13 +451,13 @@ def main():
     if "agree" in args.parts:
         trained, texts = mtbert.load(args.model, dtype="float32"), [row.text for row in rows["test"]]
         gold = np.array([trained.tasks[0].labels.index(row.labels[task.name]) for row in rows["test"]])
-        runs = {
+        contenders = {
             "mtbert, float32": predict_mtbert(trained, texts, "float32"),
             "mtbert, bfloat16": predict_mtbert(trained, texts, "bfloat16"),
             "ONNX Runtime, float32": predict_onnx(trained, texts),
             "ONNX Runtime, dynamic int8": predict_onnx(trained, texts, int8=True),
         }
-        guesses = {name: run(texts) for name, run in runs.items()}
+        guesses = {name: run(texts) for name, run in contenders.items()}
         result["agree"] = {}
         for name, guess in guesses.items():
             same, right = np.mean(guess == guesses["mtbert, float32"]), np.mean(guess == gold)
@@ -474,10 +476,10 @@ def main():
             limit = result["matmul"]["float32" if fp32 else "bfloat16"]
             print("" if part == "one" else f"{entry['flops'] / np.median(seconds) / limit:14.1%}")
     args.out.mkdir(parents=True, exist_ok=True)
-    mtbert.write(args.out / "speed.json", result)
+    runs.write(args.out / "speed.json", result)
     if set(args.parts) & set(PARTS[:3]):
         draw(result, args.out / "speed.png")
 
 
 if __name__ == "__main__":
-    mtbert.run_script(main)
+    runs.run_script(main)

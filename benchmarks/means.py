@@ -1,6 +1,6 @@
 """Mean ± standard deviation of the test (with --no-test: validation) metrics of finished runs, a line per metric.
 
-python benchmarks/runs.py runs/shared-*
+python benchmarks/means.py runs/shared-*
 """
 
 import argparse
