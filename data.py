@@ -155,7 +155,7 @@ def parse_row(where, row, text_column="text"):
         raise InputError(f'{where}: a row must be an object such as {{"text": "great movie"}}')
     text, pair = row.get(text_column), row.get("text_pair") or None
     if text is None:
-        raise InputError(f"{where}: no {text_column!r} among the keys {', '.join(row)}; --text-column names the text")
+        raise InputError(f"{where}: no {text_column!r} among the keys {', '.join(map(repr, row))}; --text-column names the text")
     for value in (text, pair or text):
         if not isinstance(value, str) or not value.strip():
             raise InputError(f"{where}: the text must be a string that is not empty")

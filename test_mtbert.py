@@ -1370,7 +1370,7 @@ TRAIN_ERRORS = [
     ("--data short.csv", "short.csv, line 3: 1 cells, but the header has 2"),
     ("--data twice.csv", "twice.csv: two columns have the same name"),
     ("--data quote.csv", "quote.csv, line 3"),
-    ("--data column.csv", "column.csv, line 2: no 'text' among the keys review, a; --text-column"),
+    ("--data column.csv", "column.csv, line 2: no 'text' among the keys 'review', 'a'; --text-column"),
     ("--data unnamed.csv", "no task ''"),
     ("--data latin.csv", "latin.csv: not UTF-8 at byte 17"),
     ("--data text.json", "text.json, row 31: no 'text'"),
