@@ -19,7 +19,7 @@ import mtbert
 import report
 import runs
 import train
-from data import InputError, input_errors, printable, read_data
+from data import InputError, Notes, format_of, input_errors, printable, read_data
 from metrics import correlation, score
 
 VARIANTS = tuple(mtbert.VARIANTS)  # single, shared, separate-lr
@@ -29,7 +29,8 @@ TUNE_SEEDS = (1000, 1001)
 RATES = (["--lr", "5e-5"], ["--lr", "1e-4"], ["--lr", "2e-4"], ["--lr", "4e-4"])
 RATE_PAIRS = [["--lr", lr, "--head-lr", head_lr] for lr, head_lr in
               (("5e-5", "5e-3"), ("1e-4", "1e-3"), ("1e-4", "5e-3"), ("2e-4", "5e-3"))]  # fmt: skip
-SOURCES = ("--data", "--val", "--test", "--tasks", "--text-column")  # train.py's flags that OUT/data.json replaces
+SOURCES = ("--data", "--val", "--test", "--tasks", "--regression", "--text-column", "--pair-column", "--text-encoding",
+           "--missing")  # train.py's flags that OUT/data.json replaces
 METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "pearson": "Pearson"}  # that are compared
 OTHERS = {"ece": "calibr. error", "ece_uncalibrated": "uncalibrated"}
 
@@ -125,9 +126,10 @@ def baselines(task, rows):
 # Runs
 
 
-def write_splits(flags, out):
+def write_splits(flags, out, notes=None):
     """Read the rows and write the splits to OUT/data.json, which every run reads -> tasks, rows."""
-    tasks, rows = read_data(flags.data, flags.val, flags.test, flags.tasks, True, flags.text_column, flags.seed)
+    files = (flags.data, flags.val, flags.test)
+    tasks, rows = read_data(*files, flags.tasks, True, flags.seed, format_of(flags), flags.regression, notes)
     if len(tasks) < 2:
         raise InputError(f"a comparison takes two tasks or more; the rows have only {tasks[0].name!r}")
     for task in tasks:
@@ -205,9 +207,13 @@ def train_all(args, tasks, rows, rest, out):
     models = []  # what is trained: (variant, task or "", flags, training rows)
     for task in tasks:
         count = sum(task.name in row.labels for row in rows["train"])
-        models.append(("single", task.name, ["--variant", "single", f"--tasks={task.name}"], count))
-    models.append(("shared", "", ["--variant", "shared", *args.weights], len(rows["train"])))
-    models.append(("separate-lr", "", ["--variant", "separate-lr", *args.weights, *args.own], len(rows["train"])))
+        number = [] if task.labels else [f"--regression={task.name}"]
+        models.append(("single", task.name, ["--variant", "single", f"--tasks={task.name}", *number], count))
+    named = {"--tasks": tasks, "--regression": [task for task in tasks if task.labels is None]}
+    named = [[flag, *(task.name for task in some)] for flag, some in named.items() if some]
+    both = [word for words in named if not any(name.startswith("-") for name in words[1:]) for word in words]
+    models.append(("shared", "", ["--variant", "shared", *both, *args.weights], len(rows["train"])))
+    models.append(("separate-lr", "", ["--variant", "separate-lr", *both, *args.weights, *args.own], models[-1][3]))
 
     trials = {variant: RATE_PAIRS if variant == "separate-lr" else RATES for variant in VARIANTS} if args.tune else {}
     repeats = args.seeds + (len(TUNE_SEEDS) * len(RATES) if args.tune else 0)
@@ -356,18 +362,19 @@ def kept_in(out):
             raise KeyboardInterrupt((stop.args or [130])[0], "stopped; the same command goes on") from None
 
 
-def main():
-    args, flags, rest = parse_args()
+def main(argv=None):
+    args, flags, rest = parse_args(argv)
     if runs.launched().processes > 1:
         raise InputError("compare.py runs in one process")
     out = Path(args.out)
     with kept_in(out):
-        tasks, rows = write_splits(flags, out)
+        notes = Notes()
+        tasks, rows = write_splits(flags, out, notes)
         if unknown := set(flags.task_weights) - {task.name for task in tasks}:
             raise InputError(f"--task-weights: there is no task {min(unknown)!r}")
         keep_flags(out, [*without(rest, SOURCES), *args.own, *args.weights, *["--tune"] * args.tune])
         data = {path: runs.file_sha256(path) for path in flags.data + flags.val + flags.test}
-        report.print_data(tasks, rows, warnings=True)
+        report.print_data(tasks, rows, notes)
         linear = {task.name: baselines(task, rows) for task in tasks}
         trained, chosen = train_all(args, tasks, rows, without(rest, SOURCES), out)
         cost = measure_cost(trained, rows, flags.device, flags.dtype)

@@ -1,17 +1,19 @@
 """What users bring: files become rows, rows become tasks and splits, and what looks like a mistake is said.
 
-A row is {"text": ..., "text_pair": ... (optional), TASK: LABEL, ...}; a task is a key of the rows. It knows formats,
-cells and labels. It never knows a tensor or a model.
+A row is {"text": ..., "text_pair": ... (optional), TASK: LABEL, ...}; a task is a key of the rows. This file knows
+formats, cells and labels. It never knows a tensor or a model.
 """
 
+import codecs
 import csv
+import io
 import itertools
 import json
 import math
 import random
 import re
-from collections import Counter
-from contextlib import contextmanager
+from collections import Counter, deque
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -37,8 +39,10 @@ def printable(text):
     return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Tasks and rows
+def listed(names, most=10):
+    """Names for a message: quoted, and not too many."""
+    names = list(names)
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @dataclass
@@ -52,6 +56,11 @@ class Task:
     mean: float = 0.0  # of the training targets; regression learns (target - mean) / std
     std: float = 1.0
     temperature: float = 1.0  # that divides the logits before the softmax; fitted by `calibrate`
+
+    @property
+    def kind(self):
+        """The type of its labels: int or str for classes, float for a number."""
+        return type(self.labels[0]) if self.labels else float
 
     def check(self):
         """Raise ValueError, KeyError or TypeError for what cannot be a task; a file may say anything."""
@@ -73,16 +82,76 @@ class Row(NamedTuple):
     labels: dict  # task name -> str or int (a class), float (a target); absent where not labelled
 
 
-def read_lines(path):
-    """Yield each line of a UTF-8 file, with its ending and without a byte-order mark; "-" is standard input."""
+class Cell(str):
+    """A label as a table holds it: characters, whose type its whole column decides."""
+
+    __slots__ = ()
+
+
+@dataclass
+class Format:
+    """How files are to be read."""
+
+    text_column: str = "text"
+    pair_column: str | None = None  # None: "text_pair", where there is one
+    encoding: str | None = None  # None: UTF-8, or what the file's first bytes say
+    missing: tuple = ("nan", "NaN", "NA", "N/A", "None", "null")  # what stands for no label in a .csv or .tsv
+
+
+def format_flags(flag):
+    """The flags that fill a Format, for argparse."""
+    flag("--text-column", default="text", metavar="NAME", help="the column of the text (default: %(default)s)")
+    flag("--pair-column", metavar="NAME", help="that of a second text, read with it (default: text_pair, if any)")
+    flag("--text-encoding", metavar="NAME", help="such as cp1252 (default: UTF-8, or UTF-16 with a mark)")
+    flag("--missing", nargs="*", default=list(Format.missing), metavar="WORD",
+         help=f"no label, in .csv and .tsv, beside empty cells\n(default: {' '.join(Format.missing)})")  # fmt: skip
+
+
+def format_of(args):
+    return Format(args.text_column, args.pair_column, args.text_encoding, tuple(args.missing))
+
+
+@dataclass
+class Notes:
+    """What a reader of files tells its user."""
+
+    left_out: dict = field(default_factory=dict)  # column -> why it is no task
+    said: list = field(default_factory=list)  # sentences
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From files to rows
+
+MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+
+def read_lines(path, encoding=None):
+    """Yield each line of a text file with its ending, "\\n", "\\r\\n" or "\\r"; "-" is standard input."""
     with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
-        offset = 0
-        for line in file:
+        if encoding is None:
+            start = file.peek(4)
+            encoding = next((name for mark, name in MARKS if start.startswith(mark)), "utf-8")
+        try:
+            name = codecs.lookup(encoding).name
+            yield from io.TextIOWrapper(file, "utf-8-sig" if name == "utf-8" else encoding, newline="")
+        except LookupError:
+            raise InputError(f"--text-encoding {encoding}: there is no such encoding") from None
+        except UnicodeError:
+            place = f" at byte {undecodable_byte(path, name)}" if path != "-" else ""
+            raise InputError(f"{path}: not {name.upper()}{place}; --text-encoding names its encoding") from None
+
+
+def undecodable_byte(path, encoding):
+    decoder, place = codecs.getincrementaldecoder(encoding)(), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(2**16):
+            pending = len(decoder.getstate()[0])
             try:
-                yield line.decode("utf-8-sig" if offset == 0 else "utf-8")
+                decoder.decode(chunk)
             except UnicodeDecodeError as error:
-                raise InputError(f"{path}: not UTF-8 at byte {offset + error.start}; convert the file") from None
-            offset += len(line)
+                return place - pending + error.start
+            place += len(chunk)
+    return place
 
 
 def parse_json(text, where):
@@ -100,16 +169,86 @@ def parse_json(text, where):
         return json.loads(text, parse_float=finite, parse_constant=finite, object_pairs_hook=unique)
 
 
-def read_rows(path, label_names=None):
-    """Yield (where, split, row) for each row of a .json, .jsonl, .csv, .tsv or .txt file; "-" is texts on stdin.
+def read_table(path, encoding=None):
+    """-> the header of a .csv or .tsv file, its separator, and an iterator of (line number, cells).
 
-    `split` is None, but for a .json object of splits, whose "label_names" are added to `label_names`. All but .json
-    are read as a stream. Raises InputError naming file and row, OSError if the file cannot be read.
+    The separator is the most frequent in the header: comma, semicolon, tab or bar.
     """
-    kind = "txt" if path == "-" else Path(path).suffix.lower().lstrip(".")
+    csv.field_size_limit(2**31 - 1)  # the csv module's own limit is 128 KiB a cell
+    tsv, lines = str(path).lower().endswith(".tsv"), read_lines(path, encoding)
+    first = next(lines, "")
+    separators = "\t,;|" if tsv else ",;\t|"
+    separator = max(separators, key=re.sub(r'"[^"]*"', "", first).count)
+    lines = itertools.chain([first], lines)
+    records = read_tabs(lines) if tsv and separator == "\t" else read_csv(path, lines, separator)
+    _, header = next(records, (0, []))
+    if "\0" in first:
+        raise InputError(f"{path}: it looks like UTF-16 without a mark; --text-encoding names its encoding")
+    return header, separator, records
+
+
+def read_csv(path, lines, separator):
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    try:
+        for cells in filter(None, reader):  # an empty line is no row
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
+
+
+def read_tabs(lines):
+    """Yield (line number, cells) of a .tsv file, in which a quote is a character like others.
+
+    A cell that begins and ends with a quote, its inner ones doubled, is taken as csv writers mean it. It may hold tabs
+    and line ends, but a line that has as many cells as the header is a row: no stray quote swallows the next rows.
+    """
+    ahead, number, width = deque(), 0, None
+
+    def peek(i):
+        while len(ahead) <= i and (line := next(lines, None)) is not None:
+            ahead.append(line)
+        return ahead[i] if i < len(ahead) else None
+
+    def split(line):
+        return line.rstrip("\r\n").split("\t")
+
+    def is_row(cells):
+        opened = cells[-1].startswith('"') and not QUOTED.fullmatch(cells[-1])
+        return len(cells) == width and not (opened and peek(1) is not None and len(split(peek(1))) != width)
+
+    while (line := peek(0)) is not None:
+        cells, taken = split(line), 1
+        width = width or len(cells)
+        if '"' in line and not is_row(cells):
+            joined = csv.reader((peek(i) for i in range(1000) if peek(i) is not None), delimiter="\t", strict=True)
+            with suppress(csv.Error):
+                record = next(joined)
+                if len(record) == width:
+                    cells, taken = record, joined.line_num
+        elif '"' in line:
+            cells = [cell[1:-1].replace('""', '"') if QUOTED.fullmatch(cell) else cell for cell in cells]
+        for _ in range(taken):
+            ahead.popleft()
+        number += taken
+        if cells != [""]:  # an empty line is no row
+            yield number, cells
+
+
+def read_rows(path, form=None, label_names=None):
+    """Yield (where, split, row, cells) for each row of a .json, .jsonl, .csv, .tsv or .txt file; "-" is texts on stdin.
+
+    `row` is a dict, or the InputError that says what is wrong with this row alone; `cells` is what a table's line
+    holds. A column that occurs twice has a tuple of its cells. `split` is None, but for a .json object of splits, whose
+    "label_names" are added to `label_names`. All but .json are read as a stream. Raises InputError where what follows
+    cannot be read either, OSError if the file cannot be read.
+    """
+    form, kind = form or Format(), "txt" if path == "-" else Path(path).suffix.lower().lstrip(".")
     where = None
     if kind == "json":
-        content = parse_json("".join(read_lines(path)), path)
+        content = parse_json("".join(read_lines(path, form.encoding)), path)
         splits = content if isinstance(content, dict) else {None: content}
         names = splits.pop("label_names", {})
         if not isinstance(names, dict) or not all(isinstance(value, dict) for value in names.values()):
@@ -121,41 +260,57 @@ def read_rows(path, label_names=None):
                 raise InputError(f"{path}: must be a list of rows, or an object of lists: train, validation, test")
             for count, row in enumerate(rows, 1):
                 where = f"{path}, {split + ' ' if split else ''}row {count}"
-                yield where, split, row
+                yield where, split, row, None
     elif kind in ("jsonl", "txt"):
-        for count, line in enumerate(read_lines(path), 1):
+        for count, line in enumerate(read_lines(path, form.encoding), 1):
             where = f"{path}, line {count}"
             if kind == "txt":
-                yield where, None, {"text": line.rstrip("\r\n")}
+                yield where, None, {form.text_column: line.rstrip("\r\n")}, None
             elif line.strip():
-                yield where, None, parse_json(line, where)
+                try:
+                    row = parse_json(line, where)
+                except InputError as error:
+                    row = error
+                yield where, None, row, None
     elif kind in ("csv", "tsv"):
-        csv.field_size_limit(2**31 - 1)  # the csv module's own limit is 128 KiB a cell
-        reader = csv.reader(read_lines(path), delimiter="," if kind == "csv" else "\t", strict=True)
-        try:
-            header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise InputError(f"{path}: two columns have the same name")
-            for cells in filter(None, reader):  # an empty line is no row
-                where = f"{path}, line {reader.line_num}"
-                if len(cells) != len(header):
-                    raise InputError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
-                yield where, None, dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+        header, _, records = read_table(path, form.encoding)
+        columns = {}
+        for i, name in enumerate(header):
+            columns.setdefault(name.strip(), []).append(i)
+        single = [(name, places[0]) for name, places in columns.items() if len(places) == 1]
+        double = [(name, places) for name, places in columns.items() if len(places) > 1]
+        for line, cells in records:
+            where, row = f"{path}, line {line}", None
+            if len(cells) == len(header):
+                row = {name: cells[i] for name, i in single}
+                for name, places in double:
+                    row[name] = tuple(cells[i] for i in places)
+            row = row or InputError(f"{where}: {len(cells)} cells, but the header has {len(header)}")
+            yield where, None, row, cells
     else:
         raise InputError(f"{path}: unknown kind of file; known are .json, .jsonl, .csv, .tsv and, to predict, .txt")
     if where is None:
         raise InputError(f"{path}: no rows")
 
 
-def parse_row(where, row, text_column="text"):
+# ---------------------------------------------------------------------------------------------------------------------
+# From rows to tasks
+
+
+def parse_row(where, row, form=None, cells=None):
     """The Row of a row as read. Raises InputError for a text that is missing, empty or no Unicode text."""
+    form = form or Format()
+    if isinstance(row, InputError):
+        raise row
     if not isinstance(row, dict):
         raise InputError(f'{where}: a row must be an object such as {{"text": "great movie"}}')
-    text, pair = row.get(text_column), row.get("text_pair") or None
-    if text is None:
-        raise InputError(f"{where}: no {text_column!r} among the keys {', '.join(map(repr, row))}; --text-column names the text")
+    text, pair = row.get(form.text_column), row.get(form.pair_column or "text_pair") or None
+    for name in (form.text_column, form.pair_column or form.text_column):
+        if row.get(name) is None:
+            flag = "--text-column" if name == form.text_column else "--pair-column"
+            raise InputError(f"{where}: no {name!r} among the keys {listed(row)}; {flag} names it")
+        if isinstance(row[name], tuple):
+            raise InputError(f"{where}: two columns have the name {name!r}")
     for value in (text, pair or text):
         if not isinstance(value, str) or not value.strip():
             raise InputError(f"{where}: the text must be a string that is not empty")
@@ -163,50 +318,179 @@ def parse_row(where, row, text_column="text"):
         "".join((text, pair or "", *row)).encode()
     except UnicodeEncodeError:
         raise InputError(f"{where}: a text or a key has a lone surrogate, which is no character") from None
-    texts = (text_column, "text", "text_pair")
-    return Row(where, text, pair, {k: v for k, v in row.items() if k not in texts and v not in (None, "")})
+    labels = {}
+    for name, value in row.items():
+        if value is None or value == "" or name in (form.text_column, form.pair_column or "text_pair"):
+            continue
+        if cells is None or isinstance(value, tuple):
+            labels[name] = value
+        elif value not in form.missing:
+            labels[name] = Cell(value)
+    return Row(where, text, pair, labels)
 
 
-def type_cells(rows):
-    """Turn the labels of CSV rows, which come as strings, into integers or numbers where a whole column is such."""
-    for name in dict.fromkeys(name for row in rows for name in row.labels):
-        labelled = [row for row in rows if name in row.labels]
-        cells = [row.labels[name] for row in labelled]
-        integers = [re.fullmatch(r"0|-?[1-9][0-9]{0,99}", cell) for cell in cells]  # 007 stays a string
-        numbers = [re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", cell, re.I) for cell in cells]
-        decimals = [match[0] for match in numbers if match and not match[0].lstrip("+-").isdigit()]
-        if decimals and not all(numbers):
-            row = labelled[numbers.index(None)]
-            raise InputError(f"{row.where}: {name!r} is {row.labels[name]!r} here and {decimals[0]} elsewhere")
-        cast = int if all(integers) else float if decimals else str
-        for row in labelled:
-            row.labels[name] = cast(row.labels[name])
+def check_text_column(path, rows, form):
+    """Raise InputError where none of a file's first rows has the text, naming the column that seems to hold it."""
+    rows = [row for row in rows if isinstance(row, dict)]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    if not rows or form.text_column in columns:
+        return
+    sentences = []
+    for name in columns:
+        words = [len(row[name].split()) for row in rows if isinstance(row.get(name), str)]
+        if words and np.mean(words) >= 3:
+            sentences.append(name)
+    hint = f"{sentences[0]!r} holds sentences: --text-column {sentences[0]}" if len(sentences) == 1 else ""
+    hint = hint or "--text-column names the text"
+    raise InputError(f"{path}: no {form.text_column!r} among the columns {listed(columns)}; {hint}")
 
 
-def make_task(name, splits, names):
-    """The task that the labels under `name` describe. Raises InputError where they describe none."""
-    rows = [row for split in splits.values() for row in split if name in row.labels]
+WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,99})(\.0+)?")  # not 007
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.I)
+
+
+def as_number(label):
+    """The number that a label is, or None."""
+    if isinstance(label, Cell):
+        return float(label) if NUMBER.fullmatch(label) else None
+    return label if isinstance(label, (int, float)) and not isinstance(label, bool) else None
+
+
+def as_class(label):
+    """A label as a class: whole numbers are integers however they are written, all else is text."""
+    if isinstance(label, Cell):
+        return int(label.partition(".")[0]) if WHOLE.fullmatch(label) else str(label)
+    if isinstance(label, bool):
+        return str(label).lower()
+    return int(label) if isinstance(label, (int, float)) and not label % 1 else str(label)
+
+
+def as_label(label, kind):
+    """A label as one of the kind: int or str for classes, float for a number. Raises ValueError for what is none."""
+    if kind is not float:
+        label = as_class(label) if kind is int or isinstance(label, bool) else str(label)
+        if isinstance(label, int) and abs(label) >= 2**63:
+            raise ValueError(f"{label} is too large")
+        return label
+    if (number := as_number(label)) is None or not math.isfinite(number):
+        raise ValueError(f"{label!r} is no number")
+    return float(number)
+
+
+NO_LABEL = {list: "several labels of a text", dict: "an object", tuple: "two columns of this name"}
+
+
+def find_kind(name, rows, regression):
+    """int or str where the rows' labels are classes, float where they are numbers. Raises InputError for neither."""
     for row in rows:
-        label, first = row.labels[name], rows[0].labels[name]
-        if type(label) not in (str, int, float) or not (isinstance(label, str) or abs(label) < 2**63):
-            raise InputError(f"{row.where}: the label {label!r} of {name!r} is no string, integer or finite number")
-        if isinstance(label, str) != isinstance(first, str):
-            raise InputError(f"{row.where}: {name!r} is {label!r} here and {first!r} before: strings, or numbers")
-    counts = Counter(row.labels[name] for row in splits["train"] if name in row.labels)
+        if (kind := type(row.labels[name])) in NO_LABEL:
+            raise InputError(f"{row.where}: {name!r} has {NO_LABEL[kind]}, which no task takes; --tasks names others")
+    labels = [row.labels[name] for row in rows]
+    if all(isinstance(label, bool) for label in labels):
+        return str
+    numbers = [as_number(label) for label in labels]
+    words = [row for row, number in zip(rows, numbers, strict=True) if number is None]
+    fractions = [row for row, number in zip(rows, numbers, strict=True) if number is not None and number % 1]
+    meant = fractions or [row for row in rows if isinstance(row.labels[name], (int, float))]
+    if words and (meant or name in regression):
+        odd, *others = [part[0] for part in sorted((words, meant), key=len) if part]
+        elsewhere = f" and {others[0].labels[name]!r:.40} elsewhere" if others else ", which is no number"
+        hint = "; --missing names words for no label" if isinstance(odd.labels[name], Cell) else ""
+        raise InputError(f"{odd.where}: {name!r} is {odd.labels[name]!r:.40} here{elsewhere}{hint}")
+    if fractions or name in regression:
+        return float
+    return int if not words and all(isinstance(as_class(label), int) for label in labels) else str
+
+
+ID_NAME = re.compile(r"unnamed: \d+|(.*[^a-z])?(id|ids|uid|uuid|guid|index|idx|date|datetime|timestamp)", re.I)
+CAMEL_ID = re.compile(r".*[a-z](Id|ID|Date|Index)")
+DATE = re.compile(r"\d{4}-\d\d?-\d\d?([T ].*)?|\d{4}/\d\d?/\d\d?( .*)?|\d\d?[./-]\d\d?[./-]\d{2,4}( .*)?")
+
+
+def why_no_task(name, labels):
+    """In words, why a column with these labels is not learned unless the user names it; or None."""
+    if not name:
+        return "no name"
+    if ID_NAME.fullmatch(name) or CAMEL_ID.fullmatch(name):
+        return "its name"
+    kinds = {type(label) for label in labels}
+    if kinds & NO_LABEL.keys():
+        return NO_LABEL[kinds.pop()] if len(kinds) == 1 else None  # a mixture is a mistake
+    if kinds <= {str, Cell}:
+        if sum(DATE.fullmatch(label) is not None for label in labels) > 0.9 * len(labels):
+            return "dates"
+        if np.mean([label.count(" ") for label in labels]) > 5:
+            return "free text"
+    numbers = [as_number(label) for label in labels]
+    different = len(set(labels))
+    if different < 2:
+        return "one value only"
+    if different > max(10, len(labels)) / 2 and (None in numbers or not any(number % 1 for number in numbers)):
+        return "different in most rows"
+    return None
+
+
+def choose_tasks(path, rows, names, regression, notes):
+    """-> {task: kind of its labels}: the columns `names`, else all that look like labels. Raises InputError."""
+    columns = {}
+    for row in rows:
+        for name in row.labels:
+            columns.setdefault(name, []).append(row)
+    for name in names or ():
+        if name not in columns:
+            raise InputError(f"no task {name!r}; the rows have {listed(columns)}; --tasks picks among them")
+    if names is None:
+        for name, labelled in columns.items():
+            reason = why_no_task(name, [row.labels[name] for row in labelled])
+            if reason and name not in regression:
+                notes.left_out[name] = reason
+        names = [name for name in columns if name not in notes.left_out]
+    if not names and columns:
+        left_out = ", ".join(f"{name!r} ({reason})" for name, reason in notes.left_out.items())
+        raise InputError(f"{path}: no column looks like a task; left out: {left_out}; --tasks names the tasks")
+    if not names:
+        raise InputError(f'{path}: no row has a label; a row is {{"text": ..., TASK: LABEL, ...}}')
+    if unknown := set(regression) - set(names):
+        raise InputError(f"--regression: there is no task {min(unknown)!r}")
+    return {name: find_kind(name, columns[name], regression) for name in dict.fromkeys(names)}
+
+
+def make_task(name, kind, rows, names):
+    """The task that the labels under `name` of training rows describe. Raises InputError where they describe none."""
+    counts = Counter(row.labels[name] for row in rows if name in row.labels)
     if len(counts) < 2:
         raise InputError(f"task {name!r} has {len(counts)} different labels in the training rows; it takes two or more")
-    if any(isinstance(row.labels[name], float) for row in rows):
+    if kind is float:
         targets = list(counts.elements())
         task = Task(name, None, mean=float(np.mean(targets)), std=float(np.std(targets)))
         with input_errors(f"the numbers of {name!r} span too much or too little"):
             task.check()
         return task
-    for row in rows:
-        if row.labels[name] not in counts:
-            raise InputError(f"{row.where}: the label {row.labels[name]!r} of {name!r} is in no training row")
     labels = sorted(counts)
     names = {str(label): str(names.get(str(label), label)) for label in labels}
     return Task(name, labels, [counts[label] for label in labels], names)
+
+
+def convert_labels(rows, kinds):
+    """The rows with the labels of these tasks alone, {task: kind}, each of its task's kind."""
+    known, converted = {}, []
+    for row in rows:
+        labels = {}
+        for name, kind in kinds.items():
+            if name in row.labels:
+                key = kind, type(row.labels[name]), row.labels[name]
+                try:
+                    labels[name] = known[key] = known[key] if key in known else as_label(row.labels[name], kind)
+                except (TypeError, ValueError, OverflowError):
+                    what = "finite number" if kind is float else "class"
+                    label = str(row.labels[name])
+                    raise InputError(f"{row.where}: the label {label:.60} of {name!r} is no {what}") from None
+        converted.append(row._replace(labels=labels))
+    return converted
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Splits
 
 
 def hold_out(rows, tasks, seed, fraction=0.1):
@@ -235,52 +519,98 @@ def hold_out(rows, tasks, seed, fraction=0.1):
     return [row for i, row in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]
 
 
-def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=True, text_column="text", seed=0):
+SPLITS = ("train", "validation", "test")
+
+
+def read_file(path, default, form, label_names, notes):
+    """-> {split: [Row]} of one file, and its columns. Rows of a table without any cell are left out."""
+    splits, columns, missing, blank = {split: [] for split in SPLITS}, {}, Counter(), 0
+    rows = read_rows(path, form, label_names)
+    first = list(itertools.islice(rows, 100))
+    check_text_column(path, [row for _, _, row, _ in first], form)
+    for where, split, row, cells in itertools.chain(first, rows):
+        if cells is not None and not any(map(str.strip, cells)):
+            blank += 1
+            continue
+        splits[split or default].append(parse_row(where, row, form, cells))
+        columns |= dict.fromkeys(row)
+        if cells is not None:
+            missing.update((name, cell) for name, cell in row.items() if cell in form.missing)
+    if not splits[default]:
+        raise InputError(f"{path}: no rows for {default}")
+    if blank:
+        notes.said.append(f"{path}: {blank} rows without any cell were left out")
+    return splits, columns, missing
+
+
+def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=True, seed=0, form=None,
+              regression=(), notes=None):  # fmt: skip
     """Read and merge the files of the three splits, and find the tasks.
 
     -> [Task], {"train": [Row], "validation": [Row], "test": [Row]}; each row is labelled for at least one task.
-    `names` picks and orders the tasks (default: every key but the texts); `all_tasks=False` keeps the first alone.
-    Splits inside a .json of `train_files` count as such; for tasks that no validation row is labelled for, a tenth of
-    the training rows is held out. Raises InputError, OSError.
+    `names` picks and orders the tasks (default: every column that looks like labels); those in `regression` are
+    numbers; `all_tasks=False` keeps the first alone. Splits inside a .json of `train_files` count as such; for tasks
+    that no validation row is labelled for, a tenth of the training rows is held out. What the user should know goes to
+    `notes`. Raises InputError, OSError.
     """
-    splits, label_names, cells = {"train": [], "validation": [], "test": []}, {}, []
-    for default, files in zip(splits, (train_files, val_files, test_files), strict=True):
+    form, notes, label_names = form or Format(), notes or Notes(), {}
+    splits, parts, missing = {split: [] for split in SPLITS}, [], Counter()
+    for default, files in zip(SPLITS, (train_files, val_files, test_files), strict=True):
         for path in files:
-            rows = {split: [] for split in splits}
-            for where, split, row in read_rows(path, label_names):
-                rows[split or default].append(parse_row(where, row, text_column))
-            if not rows[default]:
-                raise InputError(f"{path}: no rows for {default}")
-            for split in splits if default == "train" else [default]:
+            rows, columns, words = read_file(path, default, form, label_names, notes)
+            missing += words
+            for split in SPLITS if default == "train" else [default]:
                 splits[split] += rows[split]
-                cells += rows[split] if str(path).lower().endswith((".csv", ".tsv")) else []
-    type_cells(cells)
-    found = dict.fromkeys(name for rows in splits.values() for row in rows for name in row.labels)
-    names = list(dict.fromkeys(names or found))[: None if all_tasks else 1]
-    for name in names:
-        if name not in found or not name:
-            raise InputError(f"no task {name!r}; the rows have {', '.join(map(repr, found))}; --tasks picks among them")
-    if not names:
-        raise InputError(f'{train_files[0]}: no row has a label; a row is {{"text": ..., TASK: LABEL, ...}}')
-    splits = {split: [row for row in part if row.labels.keys() & names] for split, part in splits.items()}
-    tasks = [make_task(name, splits, label_names.get(name, {})) for name in names]
+                parts += [(path, split, columns, rows[split])] if rows[split] and split != "train" else []
+    kinds = choose_tasks(train_files[0], splits["train"], names, regression, notes)
+    for path, split, columns, rows in parts:
+        if not any(row.labels.keys() & kinds for row in rows):
+            raise InputError(f"{path}: no {split} row has a label of the tasks {listed(kinds)}; its columns are "
+                             f"{listed(columns)}; --tasks names the tasks")  # fmt: skip
+    if not all_tasks:
+        kinds = dict(list(kinds.items())[:1])
+    for (name, word), count in sorted(missing.items()):
+        if name in kinds:
+            notes.said.append(f"{count} cells {word!r} of {name!r} are no labels; --missing sets such words")
+    splits = {split: [row for row in convert_labels(part, kinds) if row.labels] for split, part in splits.items()}
+    tasks = [make_task(name, kind, splits["train"], label_names.get(name, {})) for name, kind in kinds.items()]
+    for task in tasks:
+        for split in ("validation", "test"):
+            labels = [row.labels[task.name] for row in splits[split] if task.name in row.labels]
+            if splits[split] and not labels:
+                instead = "; a tenth of its training rows is held out" if split == "validation" else ""
+                notes.said.append(f"no {split} row has a label of {task.name!r}{instead}")
+            unseen = [label for label in labels if task.labels and label not in task.labels]
+            if unseen:
+                notes.said.append(f"{len(unseen)} {split} labels of {task.name!r} are in no training row and count as "
+                                  f"wrong: {listed(dict.fromkeys(unseen), 3)}")  # fmt: skip
     for task in tasks:
         if not any(task.name in row.labels for row in splits["validation"]):
             kept, held = hold_out([row for row in splits["train"] if task.name in row.labels], tasks, seed)
             splits["train"] = [row for row in splits["train"] if task.name not in row.labels] + kept
             splits["validation"] += held
-    return [make_task(name, splits, label_names.get(name, {})) for name in names], splits  # without the held-out rows
+    # without the held-out rows
+    return [make_task(name, kind, splits["train"], label_names.get(name, {})) for name, kind in kinds.items()], splits
 
 
 def data_warnings(tasks, splits):
     """Yield in words what in the rows is probably a mistake."""
     for task in tasks:
+        labels = task.labels or []
+        if labels and (len(labels) > 100 or sum(task.counts) < 3 * len(labels)):
+            number = f"--regression {task.name} makes it a number, " if all(isinstance(x, int) for x in labels) else ""
+            yield (f"{task.name!r} has {len(labels)} classes of {sum(task.counts) / len(labels):.1f} rows on average; "
+                   f"{number}--tasks leaves it out")  # fmt: skip
+        for separator in "|;,":
+            parts = [part for label in labels if isinstance(label, str) for part in label.split(separator)]
+            if len(parts) > 1.5 * len(labels) and len(set(parts)) < len(labels):
+                yield f"{task.name!r} looks like several labels a text ({labels[0]!r}): each combination is a class"
         spellings = {}
-        for label in task.labels or []:
+        for label in labels:
             spellings.setdefault(" ".join(str(label).casefold().split()), []).append(label)
-        for labels in spellings.values():
-            if len(labels) > 1:
-                yield f"{task.name!r} has separate labels that differ only in case or blanks: {str(labels)[1:-1]}"
+        for same in spellings.values():
+            if len(same) > 1:
+                yield f"{task.name!r} has separate labels that differ only in case or blanks: {listed(same)}"
         found = {}
         for row in (row for rows in splits.values() for row in rows if task.name in row.labels):
             found.setdefault((row.text, row.text_pair), set()).add(row.labels[task.name])

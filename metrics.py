@@ -37,8 +37,11 @@ def calibrate(tasks, labels, logits):
         return cross_entropy + log_t**2 / (2 * len(gold))
 
     bounds = math.log(0.05), math.log(20)
-    for task, *rows in labelled_rows((task for task in tasks if task.labels), labels, logits):
-        task.temperature = math.exp(minimize_scalar(loss, args=tuple(rows), bounds=bounds, method="bounded").x)
+    for task, gold, output in labelled_rows((task for task in tasks if task.labels), labels, logits):
+        known = gold < len(task.labels)
+        if known.any():
+            rows = gold[known], output[known]
+            task.temperature = math.exp(minimize_scalar(loss, args=rows, bounds=bounds, method="bounded").x)
 
 
 def labelled_rows(tasks, labels, logits):
@@ -58,8 +61,8 @@ def correlation(x, y):
 def evaluate(tasks, labels, logits):
     """{task: {metric: value}} over the rows labelled for the task; without any it is absent.
 
-    `labels` is {task: (N,)}: int64 classes, -100 where not labelled, or float32 z-scores, NaN where not; `logits` is
-    {task: (N, C)}, C = 1 for a number.
+    `labels` is {task: (N,)}: int64 classes, -100 where not labelled, C for a label that the task does not have; or
+    float32 z-scores, NaN where not labelled. `logits` is {task: (N, C)}, C = 1 for a number.
 
     Classes: `accuracy`, `macro_f1`, `majority_accuracy` (of always answering the training rows' most frequent class),
     `ece` (`calibration_error`; `ece_uncalibrated`: without the temperature), `confusion` (row: gold, column: predicted)
@@ -100,3 +103,9 @@ def evaluate(tasks, labels, logits):
 def score(metrics):
     """The one number of a task's metrics that epochs are chosen by."""
     return metrics["macro_f1"] if "macro_f1" in metrics else metrics["pearson"]
+
+
+def one_answer(metrics):
+    """The tasks for which all rows, of several classes, were given one class."""
+    confusions = {name: np.array(result["confusion"]) for name, result in metrics.items() if "confusion" in result}
+    return [name for name, counts in confusions.items() if (counts.sum(0) > 0).sum() == 1 < (counts.sum(1) > 0).sum()]

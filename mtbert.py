@@ -32,7 +32,7 @@ from tokenizers import Tokenizer
 
 import runs
 from data import InputError, Task, input_errors, parse_row
-from metrics import evaluate, score, softmax
+from metrics import evaluate, one_answer, score, softmax
 
 # transformers is imported where it is used: prediction does not need it, and starts in a third of the time without.
 
@@ -47,8 +47,10 @@ class Dataset:
     input_ids: np.ndarray  # int32
     token_type_ids: np.ndarray  # uint8
     offsets: np.ndarray  # (N + 1,) int64
-    labels: dict  # task name -> (N,): int64 classes, -100 where not labelled; or float32 z-scores, NaN where not
+    labels: dict  # task name -> (N,): int64 classes, -100 where not labelled, C for a label that the task does not
+    # have (which no prediction can be); or float32 z-scores, NaN where not labelled
     cut: int = 0  # rows that were longer than the tokenizer's maximum
+    unknown: float = 0.0  # share of the tokens that the tokenizer does not know
 
     def __len__(self):
         return len(self.offsets) - 1
@@ -58,15 +60,17 @@ class Dataset:
         return np.diff(self.offsets)
 
 
-def encode(tokenizer, rows, tasks=()):
-    """Tokenize rows -> Dataset. Raises InputError for a row of which no token is left."""
+def encode(tokenizer, rows, tasks=(), empty=None):
+    """Tokenize rows -> Dataset. Raises InputError for a row without a token, or adds its number to the list `empty`."""
     input_ids, token_type_ids, offsets, cut = array("i"), bytearray(), array("q", [0]), 0
     for start in range(0, len(rows), 1000):
         chunk = rows[start : start + 1000]
         texts = [row.text if row.text_pair is None else (row.text, row.text_pair) for row in chunk]
         for row, encoding in zip(chunk, tokenizer.encode_batch_fast(texts), strict=True):
             if len(encoding.ids) <= tokenizer.num_special_tokens_to_add(row.text_pair is not None):
-                raise InputError(f"{row.where}: no token is left of the text {row.text[:40]!r}")
+                if empty is None:
+                    raise InputError(f"{row.where}: no token is left of the text {row.text[:40]!r}")
+                empty.append(len(offsets) - 1)
             try:
                 input_ids.extend(encoding.ids)
                 token_type_ids.extend(encoding.type_ids)
@@ -78,13 +82,15 @@ def encode(tokenizer, rows, tasks=()):
     for task in tasks:
         given = [row.labels.get(task.name) for row in rows]
         if task.labels:
-            index = {label: i for i, label in enumerate(task.labels)}
-            labels[task.name] = np.array([-100 if label is None else index[label] for label in given], np.int64)
+            index = {None: -100} | {label: i for i, label in enumerate(task.labels)}
+            labels[task.name] = np.array([index.get(label, len(task.labels)) for label in given], np.int64)
         else:
             scores = [math.nan if target is None else (target - task.mean) / task.std for target in given]
             labels[task.name] = np.array(scores, np.float32)
-    offsets = np.frombuffer(offsets, np.int64)
-    return Dataset(np.frombuffer(input_ids, np.int32), np.frombuffer(token_type_ids, np.uint8), offsets, labels, cut)
+    input_ids, offsets = np.frombuffer(input_ids, np.int32), np.frombuffer(offsets, np.int64)
+    unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "[UNK]")
+    unknown = float(np.mean(input_ids == unknown)) if unknown is not None and len(rows) else 0.0
+    return Dataset(input_ids, np.frombuffer(token_type_ids, np.uint8), offsets, labels, cut, unknown)
 
 
 def length_grouped_batches(lengths, batch_size, rng):
@@ -521,7 +527,7 @@ def train(model, data, args, folder):
                 run.log(losses, len(batch), rates, norm, **more)
             logits = compute_logits(model, data["validation"])
             metrics = evaluate(model.tasks, data["validation"].labels, logits)
-            run.end_epoch(metrics, {task: score(result) for task, result in metrics.items()})
+            run.end_epoch(metrics, {task: score(result) for task, result in metrics.items()}, one_answer(metrics))
     return run.best, run.validation, run.seconds
 
 
@@ -534,7 +540,8 @@ def compute_logits(model, data, batch_size=32):
     order = np.argsort(data.lengths, kind="stable")[::-1].copy()  # the longest first: a lack of memory shows at once
     for start in range(rank * batch_size, len(order), processes * batch_size):  # every process its share of the batches
         rows = order[start : start + batch_size]
-        for name, values in model(**collate(data, rows, model.encoder.config, device))[0].items():
+        batch = collate(data, rows, model.encoder.config, device) | {"labels": None}  # it needs no loss
+        for name, values in model(**batch)[0].items():
             logits[name][rows] = values.cpu()
     logits = {name: runs.sum_over_processes(values, device).numpy() for name, values in logits.items()}
     for name, values in logits.items():

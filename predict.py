@@ -1,42 +1,67 @@
-"""Predict all tasks for texts with a trained model.
+"""Predict all tasks for texts with a trained model, or score it on labelled rows.
 
 python predict.py "great movie"
-python predict.py --input reviews.csv --output predictions.jsonl
+python predict.py --input reviews.csv --output predictions.csv
+python predict.py --input labelled.csv --score
+
+This file holds the flags, and how predictions are written. It never knows how they are computed.
 """
 
+import csv
+import itertools
 import json
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 import mtbert
+import report
 import runs
-from data import InputError, parse_row, printable, read_rows
+from data import (
+    InputError,
+    check_text_column,
+    convert_labels,
+    format_flags,
+    format_of,
+    listed,
+    parse_row,
+    printable,
+    read_rows,
+    read_table,
+)
+from metrics import evaluate
 
 WINDOW = 4096  # rows in memory at a time; they are sorted by length
 
 
-def parse_args():
+def parse_args(argv):
     parser = runs.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     flag = parser.add_argument
     flag("texts", nargs="*", metavar="TEXT", help="texts to predict")
     flag("--model", metavar="FOLDER", help="a run folder (default: the newest finished one under runs/)")
     flag("--input", metavar="FILE", help=".txt (a text a line), .csv, .tsv, .json, .jsonl, or - for texts on stdin")
-    flag("--output", metavar="FILE", help="where to write JSON Lines, as a whole or not at all")
+    flag("--output", metavar="FILE", help=".jsonl, .csv or .tsv, written as a whole or not at all")
     flag("--json", action="store_true", help="print JSON Lines in place of a table")
-    flag("--text-column", default="text", metavar="NAME", help="the key of the text")
+    flag("--score", action="store_true", help="compare with the labels of --input, and print the metrics")
+    flag("--strict", action="store_true", help="stop at a row that cannot be predicted")
+    format_flags(flag)
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where faster")
-    args = parser.parse_args()
+    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where it is faster")
+    args = parser.parse_args(argv)
     if bool(args.texts) == bool(args.input):
         raise InputError("give texts, or --input FILE; see --help")
+    if args.score and (args.json or not args.input or args.input == "-"):
+        raise InputError("--score takes --input FILE with labels, and no --json")
     if args.input == "-" and runs.launched().processes > 1:
         raise InputError("standard input cannot be shared out among processes; name a file")
     if args.output and (Path(args.output).is_dir() or not Path(args.output).parent.is_dir()):
         raise InputError(f"--output {args.output} is a folder, or in none that exists; name a file")
+    if args.output and not args.score and Path(args.output).suffix.lower() not in ("", ".jsonl", ".csv", ".tsv"):
+        raise InputError(f"--output {args.output}: known are .jsonl (JSON Lines), .csv and .tsv")
     return args
 
 
@@ -48,49 +73,177 @@ def newest_run():
     return found[-1].parent
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# How predictions are written: a table for people, JSON Lines, or a table for programs
+
+
 @contextmanager
-def output_file(path):
-    """`path`, to be written as a whole or not at all, and by one process at a time."""
-    with runs.locked(f"{path}.lock", path), runs.replacing(path) as beside, open(beside, "w") as file:
-        yield file
-
-
-def main():
-    args = parse_args()
-    runs.join_processes(mtbert.pick_device(args.device))
-    rank = runs.processes()[0]
-    folder = args.model or runs.from_rank_0(newest_run() if rank == 0 else None)
-    model = mtbert.load(folder, args.device, args.dtype)
-    if args.input:
-        rows = read_rows(args.input)
-    else:
-        rows = ((f"text {i}", None, {args.text_column: text}) for i, text in enumerate(args.texts, 1))
-
-    as_json, cut = args.json or args.output, 0
-    if not args.output or rank > 0:  # beyond rank 0 it goes nowhere
-        opened = nullcontext(sys.stdout)
-    elif (output := Path(args.output)).is_file() or not output.exists():
-        opened = output_file(output.resolve())  # a link stays one
+def opened(path):
+    """A file to write to: `path` as a whole or not at all, by one process at a time; standard output for None."""
+    if not path or runs.processes()[0] > 0:  # beyond rank 0 it goes nowhere
+        yield sys.stdout
+    elif (output := Path(path)).is_file() or not output.exists():
+        output = output.resolve()  # a link stays one
+        with runs.locked(f"{output}.lock", output), runs.replacing(output) as beside, \
+                open(beside, "w", encoding="utf-8", newline="") as file:  # fmt: skip
+            yield file
     else:  # a pipe or a device, which cannot be replaced
-        opened = open(output, "w")  # noqa: SIM115
-    quiet = rank > 0 or (sys.stdout.isatty() and not args.output) or None  # no bar in the midst of a table
-    if not as_json:
-        print(f"{'text':60}", *(f"{printable(task.name)[:20]:20}" for task in model.tasks))
-    with opened as out, tqdm(unit=" rows", disable=quiet) as bar:
-        while window := list(islice(rows, WINDOW)):
-            parsed = [parse_row(where, row, args.text_column) for where, _, row in window]
-            data = mtbert.encode(model.tokenizer, parsed)
-            for (_, _, row), predictions in zip(window, mtbert.predict_encoded(model, data), strict=True):
-                if as_json:
-                    print(json.dumps(row | {"predictions": predictions}), file=out)
-                else:
-                    text = printable(row[args.text_column])
-                    text = text if len(text) <= 60 else text[:57] + "..."
-                    print(f"{text:60}", *(f"{printable(mtbert.describe(p))[:20]:20}" for p in predictions.values()))
+        with open(output, "w", encoding="utf-8", newline="") as file:
+            yield file
+
+
+def is_table(path):
+    return path is not None and path.lower().endswith((".csv", ".tsv"))
+
+
+def table_writer(tasks, args, _):
+    print(f"{'text':60}", *(f"{printable(task.name)[:20]:20}" for task in tasks))
+
+    def write(row, _, predictions, error):
+        text = printable(str(row.get(args.text_column, ""))) if isinstance(row, dict) else ""
+        text = text if len(text) <= 60 else text[:57] + "..."
+        shown = [printable(mtbert.describe(p))[:20] for p in predictions.values()] if predictions else [error]
+        print(f"{text:60}", *(f"{cell:20}" for cell in shown))
+
+    return write
+
+
+def json_writer(tasks, args, out):
+    def check(columns):
+        if taken := {"predictions", "error"} & set(columns):
+            raise InputError(f"{args.input} has {min(taken)!r} already, which would be lost; rename it")
+
+    def write(row, _, predictions, error):
+        row = row if isinstance(row, dict) else {}
+        check(row)
+        print(json.dumps(row | {"predictions": predictions} | ({"error": error} if error else {})), file=out)
+
+    if is_table(args.input):
+        check(read_table(args.input, args.text_encoding)[0])
+    return write
+
+
+def csv_writer(tasks, args, out):
+    """The input's columns, then TASK and TASK_probability for each task, and `error`; written as the input is."""
+    header, separator, mark = [args.text_column], ",", ""
+    if is_table(args.input):
+        header, separator, _ = read_table(args.input, args.text_encoding)
+        with open(args.input, "rb") as file:
+            mark = "\ufeff" if file.read(3) == b"\xef\xbb\xbf" else ""
+    elif args.input and args.input.lower().endswith((".json", ".jsonl")):
+        raise InputError(f"--output {args.output} takes a .csv, .tsv or .txt as input; for {args.input}, name a .jsonl")
+    tsv = args.output.lower().endswith(".tsv")
+    separator = "\t" if tsv else "," if separator == "\t" else separator
+    added = []
+    for task in tasks:
+        name = f"{task.name}_predicted" if task.name in header else task.name  # a labelled file keeps its labels
+        added += [name, f"{task.name}_probability"] if task.labels else [name]
+    added.append("error")
+    if taken := set(header) & set(added):
+        raise InputError(f"{args.input} has a column {min(taken)!r}, which would be written; rename it")
+    writer = csv.writer(out, delimiter=separator, lineterminator="\n")
+    out.write(mark)
+    writer.writerow(header + added)
+
+    def write(row, cells, predictions, error):
+        values = []
+        for task in tasks:
+            p = predictions[task.name] if predictions else {"label": "", "probability": "", "value": ""}
+            values += [p["label"], p["probability"]] if task.labels else [p["value"]]
+        cells = [row[args.text_column]] if cells is None else (cells + [""] * len(header))[: len(header)]
+        writer.writerow(cells + values + [error or ""])
+
+    return write
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_windows(model, rows, args):
+    """Yield (window, errors, data) for WINDOW rows at a time: the rows as read; for each row None, or why it cannot be
+    predicted; the others as a Dataset, with their labels for --score. With --strict InputError is raised instead."""
+    form, strict = format_of(args), args.strict or not args.input
+    tasks = model.tasks if args.score else []
+    for n in itertools.count():
+        window = list(islice(rows, WINDOW))
+        if n == 0:
+            check_text_column(args.input, [row for _, _, row, _ in window], form)
+        if not window:
+            return
+        parsed, errors = {}, [None] * len(window)
+        for i, (where, _, row, cells) in enumerate(window):
+            try:
+                parsed[i] = parse_row(where, row, form, cells)
+                parsed[i], = convert_labels([parsed[i]], {task.name: task.kind for task in tasks})
+            except InputError as error:
+                if strict:
+                    raise
+                errors[i] = str(error).removeprefix(f"{where}: ")
+                parsed.pop(i, None)
+        empty = None if strict else []
+        data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks, empty)
+        if empty:
+            places = list(parsed)
+            for i in empty:
+                errors[places[i]] = "no token is left of the text"
+                del parsed[places[i]]
+            data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks)
+        yield window, errors, data
+
+
+def score(model, rows, args):
+    """Print the metrics of the labelled rows, as training does, and write them to --output as JSON."""
+    logits, labels, columns, failed = [], [], {}, 0
+    for window, errors, data in read_windows(model, rows, args):
+        logits.append(mtbert.compute_logits(model, data))
+        labels.append(data.labels)
+        columns |= dict.fromkeys(name for _, _, row, _ in window if isinstance(row, dict) for name in row)
+        failed += sum(error is not None for error in errors)
+    names = [task.name for task in model.tasks]
+    logits, labels = (
+        {name: np.concatenate([part[name] for part in parts]) for name in names} for parts in (logits, labels)
+    )
+    metrics = evaluate(model.tasks, labels, logits)
+    if not metrics:
+        raise InputError(f"{args.input}: no row has a label of {listed(names)}; its columns are {listed(columns)}")
+    for task in model.tasks:
+        if count := (labels[task.name] == len(task.labels or ())).sum() if task.labels else 0:
+            report.warn(f"{count} labels of {task.name!r} are none of the model's classes and count as wrong")
+    report.print_metrics(model.tasks, metrics, Path(args.input).name)
+    if args.output and runs.processes()[0] == 0:
+        runs.write(args.output, metrics)
+    return failed
+
+
+def predict(model, rows, args):
+    as_json = args.json or (args.output and not is_table(args.output))
+    quiet = runs.processes()[0] > 0 or (sys.stdout.isatty() and not args.output) or None  # no bar in a table's midst
+    failed = cut = 0
+    with opened(args.output) as out, tqdm(unit=" rows", disable=quiet) as bar:
+        write = (json_writer if as_json else csv_writer if args.output else table_writer)(model.tasks, args, out)
+        for window, errors, data in read_windows(model, rows, args):
+            predictions = iter(mtbert.predict_encoded(model, data))
+            for (_, _, row, cells), error in zip(window, errors, strict=True):
+                write(row, cells, None if error else next(predictions), error)
+            failed += sum(error is not None for error in errors)
             cut += data.cut
             bar.update(len(window))
-    if cut and rank == 0:
-        print(f"{cut} texts are longer than the model's maximum and were cut", file=sys.stderr)
+    if cut:
+        report.note(f"{cut} texts are longer than the model's maximum and were cut")
+    return failed
+
+
+def main(argv=None):
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    runs.join_processes(mtbert.pick_device(args.device))
+    folder = args.model or runs.from_rank_0(newest_run() if runs.processes()[0] == 0 else None)
+    model = mtbert.load(folder, args.device, args.dtype)
+    if args.input:
+        rows = read_rows(args.input, format_of(args))
+    else:
+        rows = ((f"text {i}", None, {args.text_column: text}, None) for i, text in enumerate(args.texts, 1))
+    if failed := (score if args.score else predict)(model, rows, args):
+        report.note(f"{failed} rows could not be predicted; their lines say why, and --strict stops at the first")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,13 @@ from metrics import score
 # On the terminal
 
 
-def warn(message):
+def note(message):
     if runs.processes()[0] == 0:
-        runs.say(f"warning: {printable(message)}")
+        runs.say(printable(message))
+
+
+def warn(message):
+    note(f"warning: {message}")
 
 
 def print_groups(groups):
@@ -33,29 +37,35 @@ def print_groups(groups):
         print(f"{g['name']:12}{len(g['params']):9}{numel:12,}{g['lr']:10.1e}{g['weight_decay']:14g}")
 
 
-def print_data(tasks, rows, warnings):
-    """Say how many labels each split has of each task, how tasks hang together, and what may be a mistake."""
-    print(f"{'labels of':20}" + "".join(f"{split:>12}" for split in rows) + "  classes (share of the most frequent)")
+def print_data(tasks, rows, notes):
+    """Say which columns are tasks, how many labels each split has of each, how tasks hang together, and what may be a
+    mistake. `notes` are what reading found; None, and nothing is warned of."""
+    kinds = (f"{task.name} ({f'{len(task.labels)} classes' if task.labels else 'a number'})" for task in tasks)
+    left_out = (f"{name!r} ({reason})" for name, reason in (notes.left_out if notes else {}).items())
+    left_out = "; left out: " * bool(notes and notes.left_out) + ", ".join(left_out)
+    print(printable(f"tasks: {', '.join(kinds)}{left_out}"))
+    width = max(len(printable(name)) for name in ["labels of", *(task.name for task in tasks)]) + 1
+    print(f"{'labels of':{width}}" + "".join(f"{split:>12}" for split in rows), " classes (share of the most frequent)")
     for task in tasks:
         counts = (sum(task.name in row.labels for row in part) for part in rows.values())
-        print(f"{printable(task.name)[:19]:20}" + "".join(f"{count:12}" for count in counts), end="  ")
+        print(f"{printable(task.name):{width}}" + "".join(f"{count:12}" for count in counts), end="  ")
         if task.labels:
             print(f"{len(task.labels)} ({max(task.counts) / sum(task.counts):.3f})")
         else:
             print(f"a number, {task.mean:.2f} ± {task.std:.2f}")
-    print(f"{'(rows)':20}" + "".join(f"{len(part):12}" for part in rows.values()))
+    print(f"{'(rows)':{width}}" + "".join(f"{len(part):12}" for part in rows.values()))
     for v, one, other in sorted(associations(tasks, [row for part in rows.values() for row in part]), reverse=True)[:5]:
         print(f"association of {printable(one)} and {printable(other)}: Cramér's V {v:.2f}")
-        if v > 0.9 and warnings:
+        if v > 0.9 and notes:
             warn(f"{one!r} and {other!r} nearly give each other away: Cramér's V {v:.2f}")
-    for warning in data_warnings(tasks, rows) if warnings else ():
+    for warning in [*notes.said, *data_warnings(tasks, rows)] if notes else ():
         warn(warning)
 
 
-def print_metrics(tasks, metrics):
+def print_metrics(tasks, metrics, rows="test"):
     for task in (task for task in tasks if task.name in metrics):
         m = metrics[task.name]
-        print(f"\n{printable(task.name)}, test")
+        print(f"\n{printable(task.name)}, {printable(rows)}")
         if "accuracy" not in m:
             print(f"  Pearson {m['pearson']:.3f}, Spearman {m['spearman']:.3f}, RMSE {m['rmse']:.3f}", end="")
             print(f" (always the mean: {m['mean_rmse']:.3f})")
@@ -64,9 +74,11 @@ def print_metrics(tasks, metrics):
         print(f", macro-F1 {m['macro_f1']:.3f}")
         print(f"  calibration error {m['ece']:.3f} (before the temperature, {task.temperature:.2f}:", end="")
         print(f" {m['ece_uncalibrated']:.3f})")
-        print(f"  {'class':20}{'precision':>10}{'recall':>10}{'F1':>10}{'rows':>10}")
-        for label, c in m["per_class"].items():
-            print(f"  {printable(mtbert.describe_class(label, task.names[label]))[:19]:20}", end="")
+        names = [printable(mtbert.describe_class(label, task.names[label])) for label in m["per_class"]]
+        width = max(map(len, ["class", *names]))
+        print(f"  {'class':{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'rows':>10}")
+        for name, c in zip(names, m["per_class"].values(), strict=True):
+            print(f"  {name:{width}}", end="")
             print(f"{c['precision']:10.3f}{c['recall']:10.3f}{c['f1']:10.3f}{c['rows']:10.0f}")
 
 
@@ -210,10 +222,10 @@ def draw_norms(axes, conflicts):
     axes.legend(axes.get_lines(), map(short, norms[0]))
 
 
-def main():
+def main(argv=None):
     parser = runs.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of a finished run")
-    folder = parser.parse_args().folder
+    folder = parser.parse_args(argv).folder
     with input_errors(f"{folder}: no finished run to draw"):
         metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
         with runs.replacing(folder / "report.png") as beside:

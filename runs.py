@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -307,6 +308,7 @@ def go_on(folder, then, now):
 @contextmanager
 def stop_signals():
     """A list that gets the number of the first SIGINT (Ctrl-C) or SIGTERM; the second raises KeyboardInterrupt.
+    In a thread that is not the main one, which cannot have handlers, it stays empty.
 
     Under torchrun, which passes on what the terminal has sent to all processes already, the second does nothing.
     """
@@ -317,7 +319,9 @@ def stop_signals():
             raise KeyboardInterrupt(128 + number, "interrupted")
         received.append(number)
 
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]  # as behind nohup
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [signal.SIGINT, signal.SIGTERM] if main else []
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as behind nohup
     former = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield received
@@ -427,15 +431,18 @@ class Run:
         self.file.write(json.dumps(entry) + "\n")
         self.bar.set_postfix({printable(name): f"{value:.3f}" for name, value in losses.items()}, refresh=False)
 
-    def end_epoch(self, metrics, scores):
+    def end_epoch(self, metrics, scores, one_answer=()):
         """Note and print how good the epoch is: `metrics` for the log, `scores` {name: the higher the better}; keep
-        the weights if their mean is the highest so far."""
+        the weights if their mean is the highest so far. `one_answer` names what had the same answer for all rows."""
         at, epoch = self.at, self.at["epoch"]
         self.file.write(json.dumps({"epoch": epoch, "step": at["step"], "validation": metrics}) + "\n")
         mean = sum(scores.values()) / len(scores)
         losses = {name: total / at["rows"] for name, total in at["losses"].items()}
         line = [f"{printable(name)}: loss {losses[name]:.3f}, validation {scores[name]:.3f}" for name in scores]
         print(self.name, *line, *["best"] * (mean > at["score"]), sep="  ")
+        if epoch == 1 and one_answer and self.rank == 0:
+            names = printable(", ".join(map(repr, one_answer)))
+            say(f"warning: one class is the answer to every validation row of {names}; if this stays, try another --lr")
         if mean > at["score"]:
             at.update(score=mean, validation=metrics)
             self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
@@ -476,7 +483,8 @@ def say(message):
 
 def run_script(main):
     """Call main(); a user's mistake is one line on stderr and exit status 2, Ctrl-C 130, a closed pipe a quiet 141."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal's encoding lacks a character
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has none
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal's encoding lacks a character
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's large tensors in huge pages: 7 % of a step on Linux
     try:
         main()

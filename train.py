@@ -17,7 +17,7 @@ import torch
 import mtbert
 import report
 import runs
-from data import InputError, read_data
+from data import InputError, Notes, format_flags, format_of, read_data
 from metrics import calibrate, evaluate
 
 SAMPLE = Path(__file__).parent / "sample_data.json"
@@ -55,8 +55,9 @@ def parse_args(argv):
     flag("--val", nargs="+", default=[], metavar="FILE", help="validation rows (default: a tenth of the training rows)")
     flag("--test", nargs="+", default=[], metavar="FILE", help="test rows (default: those in --data, if any)")
     flag("--no-test", action="store_true", help="leave the test rows out, while you still choose settings")
-    flag("--tasks", nargs="+", metavar="NAME", help="columns to learn, in order (default: all but the texts)")
-    flag("--text-column", default="text", metavar="NAME", help="the column of the text (default: %(default)s)")
+    flag("--tasks", nargs="+", metavar="NAME", help="columns to learn, in order (default: all that look like labels)")
+    flag("--regression", nargs="+", default=[], metavar="NAME", help="tasks that are numbers to predict, not classes")
+    format_flags(flag)
     flag("--task-weights", nargs="+", type=task_weight, default=[], metavar="NAME=W", help="of the losses (default: 1)")
     flag = parser.add_argument_group("model").add_argument
     flag("--encoder", default=mtbert.DEFAULT_ENCODER, help="a name on the Hub, or a folder (default: %(default)s)")
@@ -118,7 +119,8 @@ def prepare(args, device, then):
         if sha256[path] != digest:
             raise InputError(f"{path} has changed since the run in {args.resume} began")
     all_tasks = mtbert.VARIANTS[args.variant]["all_tasks"]
-    tasks, rows = read_data(args.data, args.val, args.test, args.tasks, all_tasks, args.text_column, args.seed)
+    files, notes = (args.data, args.val, args.test), Notes()
+    tasks, rows = read_data(*files, args.tasks, all_tasks, args.seed, format_of(args), args.regression, notes)
     if args.no_test:
         rows["test"] = []
     if unknown := set(args.task_weights) - {task.name for task in tasks}:
@@ -133,9 +135,12 @@ def prepare(args, device, then):
     shape = f"{config.model_type}, {config.num_hidden_layers} layers, hidden size {config.hidden_size}"
     print(f"encoder: {args.encoder}, from {encoder.source} ({shape}, {size / 1e6:.1f}M parameters)")
     encoded = {split: mtbert.encode(tokenizer, part, tasks) for split, part in rows.items()}
-    report.print_data(tasks, rows, warnings=then is None)
+    report.print_data(tasks, rows, None if then else notes)
     if cut := sum(part.cut for part in encoded.values()):
         print(f"{cut} texts are longer than {max_length} tokens and were cut")
+    for split, part in encoded.items():
+        if part.unknown > 0.2:
+            report.warn(f"{part.unknown:.0%} of the tokens of the {split} texts are unknown to {args.encoder}")
 
     torch.manual_seed(args.seed)
     model = mtbert.MTBert(encoder, tasks, tokenizer, args.pooling, args.dropout).to(device)

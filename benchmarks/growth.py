@@ -172,7 +172,7 @@ def encode(task, rows, folder, args):
 
 def encode_here(path, tokenizer, count):
     """What `encode` runs in a process of its own."""
-    some = [parse_row(where, row) for where, _, row in read_rows(path)]
+    some = [parse_row(where, row) for where, _, row, _ in read_rows(path)]
     rows, tokenizer = list(islice(cycle(some), count)), Tokenizer.from_file(tokenizer)
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     start = time.perf_counter()

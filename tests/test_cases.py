@@ -1,0 +1,180 @@
+"""Files as people really have them, through the real command lines: what is learned, said, refused and predicted."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+CASES = Path(__file__).parent / "cases"
+
+
+@pytest.fixture
+def train(script, tiny, tmp_path, monkeypatch):
+    """Train on files of cases/ for one epoch -> (exit status, stdout, stderr, {task: labels}, the run's folder)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        arguments = [CASES / word if (CASES / word).is_file() else word for word in arguments]
+        status, out, err = script("train.py", *arguments, "--encoder", tiny, "--epochs", "1", "--out", "run")
+        tasks = {}
+        if status == 0:
+            tasks = {task["name"]: task["labels"] for task in json.loads(Path("run/config.json").read_text())["tasks"]}
+        return status, out, err, tasks
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def base_run(tiny, tmp_path_factory):
+    """The folder of a run on cases/base.csv."""
+    import train
+
+    folder = tmp_path_factory.mktemp("base") / "run"
+    train.main(["--data", str(CASES / "base.csv"), "--encoder", str(tiny), "--epochs", "1", "--out", str(folder)])
+    return folder
+
+
+MOOD = {"sentiment": ["negative", "positive"]}
+TOPIC = {"topic": ["acting", "sound", "story"]}
+NAN_CLASSES = {"sentiment": ["nan", "negative", "positive"], "topic": ["NA", "acting", "sound", "story"]}
+JIGSAW = {name: [0, 1] for name in ("toxic", "insult", "threat")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tasks", "rows", "said"),
+    [
+        ("--data base.csv", MOOD | TOPIC, 60, ["tasks: sentiment (2 classes), topic (3 classes)\n"]),
+        ("--data floatint.csv", MOOD | {"spam": [0, 1]}, 60, ["spam (2 classes)"]),
+        ("--data raw_quotes.tsv", MOOD, 60, []),
+        ("--data raw_quotes_swallow.tsv", MOOD, 60, []),
+        ("--data nanlabels.csv", MOOD | TOPIC, 57, ["15 cells 'nan' of 'sentiment' are no labels", "12 cells 'NA' of"]),
+        ("--data nanlabels.csv --missing", NAN_CLASSES, 60, []),
+        ("--data user_id.csv", MOOD, 60, ["left out: 'user_id' (its name), 'day' (dates)"]),
+        ("--data id.csv", MOOD, 60, ["left out: 'review_id' (its name), 'date' (its name)"]),
+        ("--data index.csv", MOOD, 60, ["left out: '' (no name)"]),
+        ("--data jigsaw_onehot.csv --tasks toxic insult threat", JIGSAW, 60, []),
+        ("--data jigsaw_onehot.csv", JIGSAW, 60, ["left out: 'id'"]),
+        ("--data boolean.json", {"is_positive": ["false", "true"]}, 60, []),
+        ("--data semicolon.csv", MOOD | TOPIC, 60, []),
+        ("--data latin1.csv --text-encoding cp1252", MOOD, 60, []),
+        ("--data excel_blank_tail.csv", MOOD, 60, ["3 rows without any cell were left out"]),
+        ("--data base.csv --test test_unseen.csv", MOOD | TOPIC, 60,
+         ["1 test labels of 'topic' are in no training row and count as wrong: 'costume'",
+          "no test row has a label of 'sentiment'"]),
+    ],
+)  # fmt: skip
+def test_what_is_learned_and_said(train, arguments, tasks, rows, said):
+    status, out, err, found = train(*arguments.split())
+    assert status == 0 and found == tasks, err
+    counts = re.search(r"^\(rows\) +(\d+) +(\d+) ", out, re.M)
+    assert int(counts[1]) + int(counts[2]) == rows
+    assert all(words in out + err for words in said) and out.count("tasks: ") == 1
+
+
+def test_a_label_that_no_training_row_has_counts_as_wrong(train):
+    assert train("--data", "base.csv", "--test", "test_unseen.csv")[0] == 0
+    test = json.loads(Path("run/metrics.json").read_text())["test"]["topic"]
+    lines = [json.loads(line) for line in Path("run/test_predictions.jsonl").read_text().splitlines()]
+    right = sum(line["labels"]["topic"] == line["predictions"]["topic"]["label"] for line in lines)
+    assert len(lines) == 10 and lines[0]["labels"]["topic"] == "costume" and test["accuracy"] == right / 10
+
+
+def test_columns_that_identify_are_learned_where_tasks_names_them(train):
+    status, _, err, tasks = train("--data", "user_id.csv", "--tasks", "sentiment", "user_id", "--regression", "user_id")
+    assert status == 0 and tasks == MOOD | {"user_id": None}, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--data base.csv --val test_misnamed.csv",
+         r"test_misnamed.csv: no validation row has a label of the tasks 'sentiment', 'topic'; "
+         r"its columns are 'text', 'Sentiment'; --tasks names the tasks"),
+        ("--data base.csv --test test_misnamed.csv", r"test_misnamed.csv: no test row has a label of the tasks"),
+        ("--data latin1.csv", r"latin1.csv: not UTF-8 at byte 50; --text-encoding"),
+        ("--data latin1.csv --text-encoding klingon", r"--text-encoding klingon: there is no such encoding"),
+        ("--data list_labels.json", r"no column looks like a task; left out: 'tags' \(several labels of a text\)"),
+        ("--data list_labels.json --tasks tags", r"list_labels.json, row 1: 'tags' has several labels of a text"),
+        ("--data base.csv --tasks nothing", r"no task 'nothing'; the rows have 'sentiment', 'topic'; --tasks picks"),
+        ("--data base.csv --regression topic", r"base.csv, line 2: 'topic' is 'sound' here, which is no number"),
+        ("--data base.csv --text-column topics", r"no 'topics' among the columns 'text', 'sentiment', 'topic'; "
+         r"'text' holds sentences: --text-column text"),
+        ("--data base.csv --pair-column nothing", r"base.csv, line 2: no 'nothing' among the keys .*; --pair-column"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_leaves_no_run(train, arguments, message):
+    status, _, err, _ = train(*arguments.split())
+    assert status == 2 and re.search(message, err) and err.count("\n") == 1, err
+    assert not Path("run").exists()
+
+
+def test_a_column_of_lists_is_never_taken_silently_for_classes(train):
+    status, _, err, tasks = train("--data", "pipe_lists.csv")
+    assert status == 0 and len(tasks["tags"]) == 6
+    assert "'tags' looks like several labels a text ('negative|acting'): each combination is a class" in err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prediction
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "failing"),
+    [("blank_mid_predict.csv", 60, [30]), ("blank_line.txt", 3, [1]), ("emoji_only.csv", 6, [2, 4])],
+)
+def test_a_row_that_cannot_be_predicted_has_a_reason_and_the_others_do_not(
+    script, base_run, tmp_path, name, rows, failing
+):
+    command = ["--model", base_run, "--input", CASES / name, "--output", tmp_path / "out.jsonl"]
+    status, _, err = script("predict.py", *command)
+    assert status == 0 and f"{len(failing)} rows could not be predicted" in err and "--strict" in err
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == rows and [i for i, line in enumerate(lines) if line["predictions"] is None] == failing
+    assert all(("error" in line) == (i in failing) for i, line in enumerate(lines))
+    (tmp_path / "out.jsonl").unlink()
+    status, _, err = script("predict.py", *command, "--strict")
+    assert status == 2 and name in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+    if name.endswith(".csv"):
+        assert script("predict.py", *command[:-1], tmp_path / "out.csv")[0] == 0
+        with open(tmp_path / "out.csv", newline="") as file:
+            table = list(csv.DictReader(file))
+        assert [i for i, row in enumerate(table) if row["error"]] == failing
+        assert [i for i, row in enumerate(table) if not row["topic"]] == failing
+
+
+@pytest.mark.parametrize(("name", "separator"), [("base.csv", ","), ("semicolon.csv", ";")])
+def test_a_csv_comes_back_as_a_csv_with_its_columns_first(script, base_run, tmp_path, name, separator):
+    assert script("predict.py", "--model", base_run, "--input", CASES / name, "--output", tmp_path / "o.csv")[0] == 0
+    with open(tmp_path / "o.csv", newline="", encoding="utf-8") as ours, open(CASES / name, newline="") as theirs:
+        ours, theirs = list(csv.reader(ours, delimiter=separator)), list(csv.reader(theirs, delimiter=separator))
+    added = ["sentiment_predicted", "sentiment_probability", "topic_predicted", "topic_probability", "error"]
+    assert ours[0] == theirs[0] + added and [row[:3] for row in ours] == theirs
+    assert all(row[3] in MOOD["sentiment"] and 0.5 <= float(row[4]) <= 1 and row[7] == "" for row in ours[1:])
+
+
+def test_a_column_that_would_be_overwritten_is_refused_at_once(script, base_run, tmp_path, monkeypatch):
+    import mtbert
+
+    monkeypatch.setattr(mtbert, "predict_encoded", None)
+    command, output = ["--model", base_run, "--input"], ["--output", tmp_path / "o.csv"]
+    for how in (["--output", tmp_path / "o.jsonl"], ["--json"]):
+        status, out, err = script("predict.py", *command, CASES / "predictions_column.csv", *how)
+        assert status == 2 and "has 'predictions' already, which would be lost" in err and not out
+    (tmp_path / "a.csv").write_text("text,sentiment,sentiment_predicted\ngood,positive,mine\n")
+    status, _, err = script("predict.py", *command, tmp_path / "a.csv", *output)
+    assert status == 2 and "has a column 'sentiment_predicted'" in err and not (tmp_path / "o.csv").exists()
+
+
+def test_score_prints_the_metrics_of_labelled_rows_as_training_does(script, base_run, train, tmp_path):
+    command = ["--model", base_run, "--input", CASES / "base.csv", "--score"]
+    status, out, err = script("predict.py", *command, "--output", tmp_path / "s.json")
+    assert status == 0 and "sentiment, base.csv\n" in out and "macro-F1" in out and not err
+    score = json.loads((tmp_path / "s.json").read_text())
+    assert train("--data", "base.csv", "--test", "base.csv")[0] == 0  # the same run, tested on the same rows
+    assert score == json.loads(Path("run/metrics.json").read_text())["test"]
+    status, _, err = script("predict.py", *command[:3], CASES / "blank_mid_predict.csv", "--score")
+    assert status == 2 and "no row has a label of 'sentiment', 'topic'; its columns are 'id', 'text'" in err
+    status, _, err = script("predict.py", *command[:3], CASES / "test_unseen.csv", "--score")
+    assert status == 0 and "1 labels of 'topic' are none of the model's classes and count as wrong" in err
