@@ -1,10 +1,13 @@
 """Does sharing an encoder help? Train one model a task, and one for all, over several seeds, and compare them.
 
+Every model takes about as many steps: one for a task with few labels passes over them as often as that takes.
+
 python compare.py --seeds 5
 python compare.py --data train.csv --test test.csv --tune --epochs 3
 """
 
 import json
+import math
 import re
 import sys
 import time
@@ -180,40 +183,50 @@ def folder_name(variant, tasks, task, *what):
     return "-".join([variant, *position, *map(str, what)])
 
 
+def equal_steps(tasks, labels, flags):
+    """The steps of a model of all tasks on rows with these `labels`, each a set of task names, and the epochs that make
+    as many -> steps, {"": of that model, task: of one for the task alone}."""
+    given = {task.name: np.array([0 if task.name in row else -100 for row in labels]) for task in tasks}
+    draws = mtbert.mixture(given, flags.task_sampling)[0].sum()
+    epochs = flags.epochs or train.default_epochs(draws, flags.batch_size)
+    steps = epochs * math.ceil(round(draws) / flags.batch_size)
+    count = {name: math.ceil((values == 0).sum() / flags.batch_size) for name, values in given.items()}
+    return steps, {"": epochs} | {name: max(1, round(steps / n)) for name, n in count.items()}
+
+
 class Progress:
-    """Lines on standard error: which of `count` runs is on, and for how long still; `work` is rows to be trained on."""
+    """Lines on standard error: which of `count` runs, all of as many steps, is on, and for how long still."""
 
-    def __init__(self, work, count):
-        self.work, self.count, self.done, self.number, self.start = work, count, 0, 0, time.perf_counter()
+    def __init__(self, count):
+        self.count, self.done, self.number, self.start = count, 0, 0, time.perf_counter()
 
-    def run(self, what, work, folder, argv):
+    def run(self, what, folder, argv):
         self.number += 1
         fresh, left = not (folder / "metrics.json").exists(), "time left: not known yet"
         if self.done:
-            minutes = (time.perf_counter() - self.start) / self.done * self.work / 60
+            minutes = (time.perf_counter() - self.start) / self.done * (self.count - self.number + 1) / 60
             left = f"about {minutes:.0f} min left" if minutes >= 1.5 else f"about {60 * minutes:.0f} s left"
         if fresh:
             print(f"run {self.number} of {self.count}: {printable(what)}; {left}", file=sys.stderr)
         metrics = train_once(folder, argv)
-        self.done, self.work = self.done + work * fresh, self.work - work
+        self.done += fresh
         return metrics
 
 
-def train_all(args, tasks, rows, rest, out):
-    """-> {variant: {task, or "" for all: [metrics of each seed]}}, {what: the rates that --tune chose for it}."""
+def train_all(args, tasks, epochs, rest, out):
+    """`epochs` are those of `equal_steps` -> {variant: {task, or "" for all: [metrics of each seed]}}, {what: the rates
+    that --tune chose for it}."""
     data = ["--data", str(out / "data.json")]
-    models = []  # what is trained: (variant, task or "", flags, training rows)
-    for task in tasks:
-        count = sum(task.name in row.labels for row in rows["train"])
-        models.append(("single", task.name, ["--variant", "single", f"--tasks={task.name}"], count))
-    models.append(("shared", "", ["--variant", "shared", *args.weights], len(rows["train"])))
-    models.append(("separate-lr", "", ["--variant", "separate-lr", *args.weights, *args.own], len(rows["train"])))
+    models = [("single", task.name, ["--variant", "single", f"--tasks={task.name}"]) for task in tasks]
+    models.append(("shared", "", ["--variant", "shared", *args.weights]))
+    models.append(("separate-lr", "", ["--variant", "separate-lr", *args.weights, *args.own]))
 
     trials = {variant: RATE_PAIRS if variant == "separate-lr" else RATES for variant in VARIANTS} if args.tune else {}
     repeats = args.seeds + (len(TUNE_SEEDS) * len(RATES) if args.tune else 0)
-    progress = Progress(repeats * sum(count for *_, count in models), repeats * len(models))
+    progress = Progress(repeats * len(models))
     result, chosen = {variant: {} for variant in VARIANTS}, {}
-    for variant, task, flags, count in models:
+    for variant, task, flags in models:
+        flags += ["--epochs", str(epochs[task])]
         what = f"{variant} {task}".strip()
         scores = []
         for rates in trials.get(variant, ()):
@@ -223,7 +236,7 @@ def train_all(args, tasks, rows, rest, out):
                 argv = [*rest, *data, *flags, *rates, "--seed", str(seed), "--no-test"]
                 trial = f"{what}, trial {' '.join(rates)}, seed {seed}"
                 try:
-                    validation = progress.run(trial, count, folder, argv)["validation"]
+                    validation = progress.run(trial, folder, argv)["validation"]
                     scores[-1] += np.mean([score(m) for m in validation.values()]) / len(TUNE_SEEDS)
                 except runs.Diverged:
                     scores[-1] -= 1
@@ -236,7 +249,7 @@ def train_all(args, tasks, rows, rest, out):
         for seed in range(args.seeds):
             folder = out / folder_name(variant, tasks, task, seed)
             argv = [*rest, *data, *flags, *rates, "--seed", str(seed)]
-            result[variant][task].append(progress.run(f"{what}, seed {seed}", count, folder, argv) | {"folder": folder})
+            result[variant][task].append(progress.run(f"{what}, seed {seed}", folder, argv) | {"folder": folder})
     return result, chosen
 
 
@@ -289,7 +302,9 @@ def summarise(args, tasks, linear, trained):
     return result
 
 
-def print_results(result, cost, chosen, seeds):
+def print_results(result, cost, chosen, seeds, steps, epochs):
+    print(f"every model took about {steps} steps: {epochs['']} epochs of all tasks' rows", end="")
+    print("".join(f", {n} of {printable(name)}'s" for name, n in epochs.items() if name))
     tuned = f"chosen on validation, seeds {TUNE_SEEDS}" if chosen else "not tuned (--tune)"
     print(f"{seeds} seeds: mean ± standard deviation, in %; learning rates {tuned}")
     for what, trial in chosen.items():
@@ -369,16 +384,18 @@ def main():
         data = {path: runs.file_sha256(path) for path in flags.data + flags.val + flags.test}
         report.print_data(tasks, rows, warnings=True)
         linear = {task.name: baselines(task, rows) for task in tasks}
-        trained, chosen = train_all(args, tasks, rows, without(rest, SOURCES), out)
+        steps, epochs = equal_steps(tasks, [row.labels for row in rows["train"]], flags)
+        trained, chosen = train_all(args, tasks, epochs, without(rest, (*SOURCES, "--epochs")), out)
         cost = measure_cost(trained, rows, flags.device, flags.dtype)
         result = summarise(args, tasks, linear, trained)
         config = runs.read_config(trained["shared"][""][0]["folder"])
         record = {"flags": vars(args) | vars(flags) | {"out": args.out, "argv": rest}, "data_sha256": data}
         record |= {key: config[key] for key in ("versions", "encoder_source")}
-        runs.write(out / "compare.json", record | {"tuned": chosen, "cost": cost, "tasks": result})
+        runs.write(out / "compare.json", record | {"steps": steps, "epochs": epochs, "tuned": chosen, "cost": cost,
+                                                   "tasks": result})  # fmt: skip
         with runs.replacing(out / "compare.png") as beside:
             draw(result, beside)
-        print_results(result, cost, chosen, args.seeds)
+        print_results(result, cost, chosen, args.seeds, steps, epochs)
         print(f"\nkept in {out}: compare.json, compare.png, and a folder for each run")
 
 

@@ -113,7 +113,7 @@ def test_a_draw_counts_the_same_in_the_loss_whatever_its_task_and_the_log_is_of_
         assert entry["grad_norm"] == pytest.approx(norm, rel=1e-3)
 
 
-def test_balanced_class_weights_are_those_of_scikit_learn(tiny, tmp_path):  # noqa: F811
+def test_balanced_class_weights_are_those_of_scikit_learn(tiny, tmp_path, monkeypatch):  # noqa: F811
     gold = np.array([0] * 6 + [1] * 3 + [2])
     task = Task("kind", ["x", "y", "z"], [6, 3, 1], {"x": "x", "y": "y", "z": "z"})
     weights = compute_class_weight("balanced", classes=np.arange(3), y=gold)
@@ -121,6 +121,7 @@ def test_balanced_class_weights_are_those_of_scikit_learn(tiny, tmp_path):  # no
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(gold), reduction="none")
     weighted = loss @ torch.from_numpy(weights[gold]).float()
     assert mtbert.loss_sum(task, logits, torch.from_numpy(gold), balanced=True).item() == pytest.approx(weighted.item(), rel=1e-5)
+    monkeypatch.setattr(TWO[0], "counts", [1, 5])
     plain, balanced = (train_tiny(tiny, tmp_path / str(i), *flags)[1] for i, flags in enumerate(([], ["--class-weights", "balanced"])))
     assert plain[0]["loss"]["mood"] != balanced[0]["loss"]["mood"] and plain[0]["loss"]["stars"] == balanced[0]["loss"]["stars"]
 
