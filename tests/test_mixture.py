@@ -1,14 +1,17 @@
 """The mixture of tasks: which rows an epoch draws, in which batches, what a label counts, and when training ends."""
 
+import importlib
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
+import compare
 import mtbert
 from data import Task
 from test_mtbert import TWO, flags_of, make_rows, script, tiny, tiny_model, train_tiny  # noqa: F401  (two are fixtures)
@@ -166,6 +169,35 @@ def test_train_shows_the_mixture_and_takes_epochs_for_its_steps_unless_told(scri
     assert metrics["examples_per_second"] * metrics["train_seconds"] == pytest.approx(count)
     status, out, _ = script("train.py", *flags, "--epochs", "2", "--task-sampling", "1", "--out", "b")
     assert status == 0 and re.search(r"^stars +40 +0\.333 +1\.67$", out, re.M) and "2 epochs of 200 draws, 8 steps" in out
-    train = __import__("train")
+    train = importlib.import_module("train")
     assert [train.default_epochs(n, 32) for n in (100, 810, 2000, 9000, 10**6)] == [20, 12, 5, 3, 3]
     assert flags_of().task_sampling == 0.5
+
+
+def test_every_model_of_a_comparison_takes_about_as_many_steps_whatever_its_number_of_labels():
+    labels = [{"mood", "stars"} if i < 70 else {"mood"} for i in range(500)]
+    steps, epochs = compare.equal_steps(TWO, labels, flags_of("--epochs", "3"))
+    assert steps == 3 * 16 and epochs == {"": 3, "mood": 3, "stars": 16}  # 16, 16 and 3 batches an epoch
+    steps, epochs = compare.equal_steps(TWO, labels, flags_of())
+    assert epochs[""] == 19 and abs(epochs["stars"] * 3 - steps) <= 1.5
+    both = [{"mood", "stars"}] * 500
+    assert compare.equal_steps(TWO, both, flags_of()) == (304, {"": 19, "mood": 19, "stars": 19})
+
+
+def test_the_curve_keeps_a_share_of_the_labels_and_joins_its_points(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(compare.__file__).parent / "benchmarks"))
+    curve = importlib.import_module("curve")
+    rows = [{"text": str(i), "a": "xyz"[min(i, 2)], "b": i % 2} for i in range(100)]
+    content = {"label_names": {"a": {}}, "train": rows, "validation": rows[:5], "test": rows[:5]}
+    count, kept = curve.keep_labels(content, "a", 10, tmp_path / "data.json")
+    assert count == sum("a" in row for row in kept) and 10 <= count <= 12 and {row["a"] for row in kept if "a" in row} == set("xyz")
+    assert [row["b"] for row in kept] == [row["b"] for row in rows]
+    point = {"metric": "macro-F1", "beside": ["b"], "single": [1, 2], "shared": [2, 3]}
+    for percent in (100, 5):
+        (tmp_path / str(percent)).mkdir()
+        tasks = {"a": [point | {"percent": percent, "labels": percent}]}
+        (tmp_path / str(percent) / "curve.json").write_text(json.dumps({"tasks": tasks}))
+    drawn = []
+    monkeypatch.setattr(curve, "draw", lambda panels, path: drawn.extend(panels))
+    curve.join([tmp_path / "100", tmp_path / "5"], tmp_path / "out")
+    assert [(task, [p["percent"] for p in points]) for task, points in drawn] == [("a", [5, 100])]
