@@ -1,6 +1,6 @@
 """Does sharing an encoder help? Train one model a task, and one for all, over several seeds, and compare them.
 
-Every model takes about as many steps: one for a task with few labels passes over them as often as that takes.
+Every model takes about as many steps, in as many epochs: one for a task with few labels passes over them more often.
 
 python compare.py --seeds 5
 python compare.py --data train.csv --test test.csv --tune --epochs 3
@@ -184,14 +184,13 @@ def folder_name(variant, tasks, task, *what):
 
 
 def equal_steps(tasks, labels, flags):
-    """The steps of a model of all tasks on rows with these `labels`, each a set of task names, and the epochs that make
-    as many -> steps, {"": of that model, task: of one for the task alone}."""
+    """The epochs of a model of all tasks on rows with these `labels`, each a set of task names, its steps, and the
+    passes in an epoch that make as many -> epochs, steps, {"": of that model, task: of one for the task alone}."""
     given = {task.name: np.array([0 if task.name in row else -100 for row in labels]) for task in tasks}
-    draws = mtbert.mixture(given, flags.task_sampling)[0].sum()
+    draws = mtbert.mixture(given, flags.task_sampling, flags.passes)[0].sum()
     epochs = flags.epochs or train.default_epochs(draws, flags.batch_size)
-    steps = epochs * math.ceil(round(draws) / flags.batch_size)
-    count = {name: math.ceil((values == 0).sum() / flags.batch_size) for name, values in given.items()}
-    return steps, {"": epochs} | {name: max(1, round(steps / n)) for name, n in count.items()}
+    passes = {name: max(1, round(draws / (values == 0).sum())) for name, values in given.items()}
+    return epochs, epochs * math.ceil(round(draws) / flags.batch_size), {"": flags.passes} | passes
 
 
 class Progress:
@@ -213,8 +212,8 @@ class Progress:
         return metrics
 
 
-def train_all(args, tasks, epochs, rest, out):
-    """`epochs` are those of `equal_steps` -> {variant: {task, or "" for all: [metrics of each seed]}}, {what: the rates
+def train_all(args, tasks, passes, rest, out):
+    """`passes` are those of `equal_steps` -> {variant: {task, or "" for all: [metrics of each seed]}}, {what: the rates
     that --tune chose for it}."""
     data = ["--data", str(out / "data.json")]
     models = [("single", task.name, ["--variant", "single", f"--tasks={task.name}"]) for task in tasks]
@@ -226,7 +225,7 @@ def train_all(args, tasks, epochs, rest, out):
     progress = Progress(repeats * len(models))
     result, chosen = {variant: {} for variant in VARIANTS}, {}
     for variant, task, flags in models:
-        flags += ["--epochs", str(epochs[task])]
+        flags += ["--passes", str(passes[task])]
         what = f"{variant} {task}".strip()
         scores = []
         for rates in trials.get(variant, ()):
@@ -302,9 +301,9 @@ def summarise(args, tasks, linear, trained):
     return result
 
 
-def print_results(result, cost, chosen, seeds, steps, epochs):
-    print(f"every model took about {steps} steps: {epochs['']} epochs of all tasks' rows", end="")
-    print("".join(f", {n} of {printable(name)}'s" for name, n in epochs.items() if name))
+def print_results(result, cost, chosen, seeds, steps, passes):
+    print(f"every model took about {steps} steps; passes over a task's rows in an epoch of its own model: ", end="")
+    print(", ".join(f"{printable(name)} {n}" for name, n in passes.items() if name))
     tuned = f"chosen on validation, seeds {TUNE_SEEDS}" if chosen else "not tuned (--tune)"
     print(f"{seeds} seeds: mean ± standard deviation, in %; learning rates {tuned}")
     for what, trial in chosen.items():
@@ -384,18 +383,19 @@ def main():
         data = {path: runs.file_sha256(path) for path in flags.data + flags.val + flags.test}
         report.print_data(tasks, rows, warnings=True)
         linear = {task.name: baselines(task, rows) for task in tasks}
-        steps, epochs = equal_steps(tasks, [row.labels for row in rows["train"]], flags)
-        trained, chosen = train_all(args, tasks, epochs, without(rest, (*SOURCES, "--epochs")), out)
+        epochs, steps, passes = equal_steps(tasks, [row.labels for row in rows["train"]], flags)
+        again = [*without(rest, (*SOURCES, "--epochs", "--passes")), "--epochs", str(epochs)]
+        trained, chosen = train_all(args, tasks, passes, again, out)
         cost = measure_cost(trained, rows, flags.device, flags.dtype)
         result = summarise(args, tasks, linear, trained)
         config = runs.read_config(trained["shared"][""][0]["folder"])
         record = {"flags": vars(args) | vars(flags) | {"out": args.out, "argv": rest}, "data_sha256": data}
         record |= {key: config[key] for key in ("versions", "encoder_source")}
-        runs.write(out / "compare.json", record | {"steps": steps, "epochs": epochs, "tuned": chosen, "cost": cost,
+        runs.write(out / "compare.json", record | {"steps": steps, "passes": passes, "tuned": chosen, "cost": cost,
                                                    "tasks": result})  # fmt: skip
         with runs.replacing(out / "compare.png") as beside:
             draw(result, beside)
-        print_results(result, cost, chosen, args.seeds, steps, epochs)
+        print_results(result, cost, chosen, args.seeds, steps, passes)
         print(f"\nkept in {out}: compare.json, compare.png, and a folder for each run")
 
 

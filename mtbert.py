@@ -87,16 +87,16 @@ def encode(tokenizer, rows, tasks=()):
     return Dataset(np.frombuffer(input_ids, np.int32), np.frombuffer(token_type_ids, np.uint8), offsets, labels, cut)
 
 
-def mixture(labels, power, most=8):
+def mixture(labels, power, passes=1, most=8):
     """-> how often an epoch draws each row, (N,), on average; {task: the share of these draws that have its label}.
 
     Tasks are drawn in proportion to labels ** power (Stickland & Murray 2019, arXiv:1902.02671), a row for each of its
-    labels, and it brings them all. So rows that have every label are drawn once each.
+    labels, and it brings them all. So rows that have every label are drawn once each, or `passes` times.
     """
     labelled = {name: ~np.isnan(v) if v.dtype.kind == "f" else v != -100 for name, v in labels.items()}
     total = sum(mask.sum() ** power for mask in labelled.values())
     draws = np.minimum(sum(mask * len(mask) * mask.sum() ** (power - 1) / total for mask in labelled.values()), most)
-    draws *= math.floor(draws.sum() + 1e-6) / draws.sum()  # the same number in each epoch
+    draws *= math.floor(draws.sum() + 1e-6) / draws.sum() * passes  # the same number in each epoch
     return draws, {name: float((draws * mask).sum() / draws.sum()) for name, mask in labelled.items()}
 
 
@@ -526,7 +526,7 @@ def train(model, data, args, folder):
     """
     from transformers import get_linear_schedule_with_warmup
 
-    rows, (draws, shares) = data["train"], mixture(data["train"].labels, args.task_sampling)
+    rows, (draws, shares) = data["train"], mixture(data["train"].labels, args.task_sampling, args.passes)
     # Sums over labelled rows are divided by the number of these that a batch holds on average, a constant, so that each
     # draw counts the same; then the tasks are added up as they are (Kurin et al. 2022, arXiv:2201.04122).
     weights = {task.name: args.task_weights.get(task.name, 1.0) / shares[task.name] for task in model.tasks}

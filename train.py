@@ -65,6 +65,7 @@ def parse_args(argv):
     flag("--dropout", type=number(float, 0, 0.99), default=0.1, help="in encoder and heads (default: %(default)s)")
     flag = parser.add_argument_group("training").add_argument
     flag("--epochs", type=count, metavar="N", help="(default: those that make about 300 steps, 3 to 20)")
+    flag("--passes", type=count, default=1, metavar="N", help="over the rows in an epoch (default: 1)")
     flag("--patience", type=count, metavar="N", help="stop when N epochs brought nothing better on validation rows")
     flag("--task-sampling", type=number(float, 0, 1), default=0.5, metavar="A", help="draw by labels**A (default: 0.5)")
     flag("--class-weights", choices=("balanced",), help="balanced: rare classes count more, n / (classes * count)")
@@ -141,7 +142,7 @@ def prepare(args, device, then):
     print(f"encoder: {args.encoder}, from {encoder.source} ({shape}, {size / 1e6:.1f}M parameters)")
     encoded = {split: mtbert.encode(tokenizer, part, tasks) for split, part in rows.items()}
     report.print_data(tasks, rows, warnings=then is None)
-    draws, shares = mtbert.mixture(encoded["train"].labels, args.task_sampling)
+    draws, shares = mtbert.mixture(encoded["train"].labels, args.task_sampling, args.passes)
     args.epochs = args.epochs or default_epochs(draws.sum(), args.batch_size)
     report.print_mixture(tasks, rows["train"], round(draws.sum()), shares, args.epochs, args.batch_size)
     if cut := sum(part.cut for part in encoded.values()):
@@ -152,9 +153,8 @@ def prepare(args, device, then):
     model.compute_dtype = mtbert.pick_dtype(args.dtype, device)
     if args.compile:
         model.compile(dynamic=True)
-    packages = ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")
-    versions = {name: version(name) for name in packages} | {"processes": runs.processes()[1]}
-    versions |= {"threads": torch.get_num_threads(), "dtype": str(model.compute_dtype)}
+    versions = {p: version(p) for p in ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")}
+    versions.update(processes=runs.processes()[1], threads=torch.get_num_threads(), dtype=str(model.compute_dtype))
     model.record = {"flags": vars(args), "encoder_source": encoder.source, "versions": versions}
     model.record |= {"data_sha256": sha256, "launcher": runs.launched().name}
     return model, rows, encoded

@@ -4,8 +4,8 @@ python benchmarks/curve.py --data train.jsonl --test test.jsonl --out runs/curve
 python benchmarks/curve.py --join runs/curve-1 runs/curve-2 --out runs/curves   # one picture of both
 
 For each task in turn, or those of --of, 5, 10, 25, 50 and 100 % (--percent) of its training labels are kept, the first
-of one shuffled order, and all of the other tasks'; validation and test rows stay whole. `single` gets as many epochs as
-make the steps of `shared`. Finished runs are kept. Writes curve.json and curve.png.
+of one shuffled order, and all of the other tasks'; validation and test rows stay whole. `single` passes over its
+rows as often in an epoch as makes the steps of `shared`. Finished runs are kept. Writes curve.json and curve.png.
 """
 
 import itertools
@@ -100,7 +100,7 @@ def measure(mine, args, flags, rest, out):
     """Train all, and print a table a task -> {task: [a point for each share of labels]}."""
     result = {}
     tasks, _ = compare.write_splits(flags, out)
-    rest = compare.without(rest, (*compare.SOURCES, "--epochs"))
+    rest = compare.without(rest, (*compare.SOURCES, "--epochs", "--passes"))
     content = json.loads((out / "data.json").read_text("utf-8"))
     tasks = {task.name: (i, task) for i, task in enumerate(tasks, 1)}
     if unknown := set(mine.of or ()) - set(tasks):
@@ -114,15 +114,15 @@ def measure(mine, args, flags, rest, out):
             folder.mkdir(exist_ok=True)
             count, kept = keep_labels(content, task.name, percent, folder / "data.json")
             kept = [labels for row in kept if (labels := row.keys() & tasks.keys())]
-            steps, epochs = compare.equal_steps([task for _, task in tasks.values()], kept, flags)
+            epochs, steps, passes = compare.equal_steps([task for _, task in tasks.values()], kept, flags)
             point = {"percent": percent, "labels": count, "steps": steps, "beside": [t for t in tasks if t != task.name]}
             point |= {"metric": compare.METRICS[name], **{arm: [] for arm in ARMS}}
             flags_of = {
-                "single": ["--variant", "single", f"--tasks={task.name}", "--epochs", str(epochs[task.name])],
-                "shared": ["--variant", "shared", "--epochs", str(epochs[""])],
+                "single": ["--variant", "single", f"--tasks={task.name}", "--passes", str(passes[task.name])],
+                "shared": ["--variant", "shared", "--passes", str(passes[""])],
             }
             for seed, arm in itertools.product(range(args.seeds), ARMS):
-                argv = [*rest, "--data", str(folder / "data.json"), *flags_of[arm], "--seed", str(seed)]
+                argv = [*rest, "--epochs", str(epochs), "--data", str(folder / "data.json"), *flags_of[arm], "--seed", str(seed)]
                 what = f"{task.name}, {percent} %, {arm}, seed {seed}"
                 metrics = progress.run(what, folder / (f"single-{i}-{seed}" if arm == "single" else f"shared-{seed}"), argv)
                 point[arm].append(100 * metrics["test"][task.name][name])

@@ -176,12 +176,18 @@ def test_train_shows_the_mixture_and_takes_epochs_for_its_steps_unless_told(scri
 
 def test_every_model_of_a_comparison_takes_about_as_many_steps_whatever_its_number_of_labels():
     labels = [{"mood", "stars"} if i < 70 else {"mood"} for i in range(500)]
-    steps, epochs = compare.equal_steps(TWO, labels, flags_of("--epochs", "3"))
-    assert steps == 3 * 16 and epochs == {"": 3, "mood": 3, "stars": 16}  # 16, 16 and 3 batches an epoch
-    steps, epochs = compare.equal_steps(TWO, labels, flags_of())
-    assert epochs[""] == 19 and abs(epochs["stars"] * 3 - steps) <= 1.5
-    both = [{"mood", "stars"}] * 500
-    assert compare.equal_steps(TWO, both, flags_of()) == (304, {"": 19, "mood": 19, "stars": 19})
+    assert compare.equal_steps(TWO, labels, flags_of("--epochs", "3")) == (3, 48, {"": 1, "mood": 1, "stars": 7})
+    assert compare.equal_steps(TWO, labels, flags_of())[:2] == (19, 304)
+    assert compare.equal_steps(TWO, labels, flags_of("--passes", "2", "--epochs", "1"))[1:] == (32, {"": 2, "mood": 2, "stars": 14})
+    assert compare.equal_steps(TWO, [{"mood", "stars"}] * 500, flags_of()) == (19, 304, {"": 1, "mood": 1, "stars": 1})
+
+
+def test_passes_draw_each_row_as_often_and_hardly_twice_in_a_batch():
+    draws, shares = mtbert.mixture(labels_of([1] * 70), 0.5, passes=7)
+    counts = mtbert.draw_rows(draws, np.random.default_rng(0))
+    batches = mtbert.length_grouped_batches(np.arange(70) % 9, 32, np.random.default_rng(0), counts)
+    assert (counts == 7).all() and shares == {"task 0": 1} and len(batches) == math.ceil(490 / 32)
+    assert sum(len(batch) - len(set(batch)) for batch in batches) <= 0.3 * 490  # 70 rows make about two batches
 
 
 def test_the_curve_keeps_a_share_of_the_labels_and_joins_its_points(tmp_path, monkeypatch):
