@@ -60,7 +60,7 @@ def print_mixture(tasks, rows, draws, shares, epochs, batch_size):
         share, count = shares[task.name], sum(task.name in row.labels for row in rows)
         print(f"{printable(task.name)[:19]:20}{count:12}{share:12.3f}{share * draws / count:12.2f}")
     steps = epochs * math.ceil(draws / batch_size)
-    print(f"{epochs} epochs of {draws} draws, {steps} steps (the default is about 300, in 3 to 20 epochs)")
+    print(f"{epochs} epochs of {draws} draws, {steps} steps (the default is about 250, in 3 to 20 epochs)")
 
 
 def print_metrics(tasks, metrics):

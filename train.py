@@ -64,7 +64,7 @@ def parse_args(argv):
     flag("--max-length", type=number(int, 4), metavar="T", help="cut texts at T tokens (default: the encoder's limit)")
     flag("--dropout", type=number(float, 0, 0.99), default=0.1, help="in encoder and heads (default: %(default)s)")
     flag = parser.add_argument_group("training").add_argument
-    flag("--epochs", type=count, metavar="N", help="(default: those that make about 300 steps, 3 to 20)")
+    flag("--epochs", type=count, metavar="N", help="(default: those that make about 250 steps, 3 to 20)")
     flag("--passes", type=count, default=1, metavar="N", help="over the rows in an epoch (default: 1)")
     flag("--patience", type=count, metavar="N", help="stop when N epochs brought nothing better on validation rows")
     flag("--task-sampling", type=number(float, 0, 1), default=0.5, metavar="A", help="draw by labels**A (default: 0.5)")
@@ -113,8 +113,8 @@ def parse_args(argv):
 
 
 def default_epochs(draws, batch_size):
-    """Epochs of so many draws that make about 300 steps, but at least 3 and at most 20."""
-    return min(max(round(300 * batch_size / draws), 3), 20)
+    """Epochs of so many draws that make about 250 steps, but at least 3 and at most 20."""
+    return min(max(round(250 * batch_size / draws), 3), 20)
 
 
 def prepare(args, device, then):

@@ -170,16 +170,16 @@ def test_train_shows_the_mixture_and_takes_epochs_for_its_steps_unless_told(scri
     status, out, _ = script("train.py", *flags, "--epochs", "2", "--task-sampling", "1", "--out", "b")
     assert status == 0 and re.search(r"^stars +40 +0\.333 +1\.67$", out, re.M) and "2 epochs of 200 draws, 8 steps" in out
     train = importlib.import_module("train")
-    assert [train.default_epochs(n, 32) for n in (100, 810, 2000, 9000, 10**6)] == [20, 12, 5, 3, 3]
+    assert [train.default_epochs(n, 32) for n in (100, 810, 2000, 9000, 10**6)] == [20, 10, 4, 3, 3]
     assert flags_of().task_sampling == 0.5
 
 
 def test_every_model_of_a_comparison_takes_about_as_many_steps_whatever_its_number_of_labels():
     labels = [{"mood", "stars"} if i < 70 else {"mood"} for i in range(500)]
     assert compare.equal_steps(TWO, labels, flags_of("--epochs", "3")) == (3, 48, {"": 1, "mood": 1, "stars": 7})
-    assert compare.equal_steps(TWO, labels, flags_of())[:2] == (19, 304)
+    assert compare.equal_steps(TWO, labels, flags_of())[:2] == (16, 256)
     assert compare.equal_steps(TWO, labels, flags_of("--passes", "2", "--epochs", "1"))[1:] == (32, {"": 2, "mood": 2, "stars": 14})
-    assert compare.equal_steps(TWO, [{"mood", "stars"}] * 500, flags_of()) == (19, 304, {"": 1, "mood": 1, "stars": 1})
+    assert compare.equal_steps(TWO, [{"mood", "stars"}] * 500, flags_of()) == (16, 256, {"": 1, "mood": 1, "stars": 1})
 
 
 def test_passes_draw_each_row_as_often_and_hardly_twice_in_a_batch():
