@@ -1,10 +1,13 @@
 """Does sharing an encoder help? Train one model a task, and one for all, over several seeds, and compare them.
 
+Every model takes about as many steps, in as many epochs: one for a task with few labels passes over them more often.
+
 python compare.py --seeds 5
 python compare.py --data train.csv --test test.csv --tune --epochs 3
 """
 
 import json
+import math
 import re
 import sys
 import time
@@ -182,44 +185,55 @@ def folder_name(variant, tasks, task, *what):
     return "-".join([variant, *position, *map(str, what)])
 
 
+def equal_steps(tasks, labels, flags):
+    """The epochs of a model of all tasks on rows with these `labels`, each a set of task names, its steps, and the
+    passes in an epoch that make as many -> epochs, steps, {"": of that model, task: of one for the task alone}."""
+    given = {task.name: np.array([0 if task.name in row else -100 for row in labels]) for task in tasks}
+    draws = mtbert.mixture(given, flags.task_sampling, flags.passes)[0].sum()
+    epochs = flags.epochs or train.default_epochs(draws, flags.batch_size)
+    passes = {name: max(1, round(draws / (values == 0).sum())) for name, values in given.items()}
+    return epochs, epochs * math.ceil(round(draws) / flags.batch_size), {"": flags.passes} | passes
+
+
 class Progress:
-    """Lines on standard error: which of `count` runs is on, and for how long still; `work` is rows to be trained on."""
+    """Lines on standard error: which of `count` runs, all of as many steps, is on, and for how long still."""
 
-    def __init__(self, work, count):
-        self.work, self.count, self.done, self.number, self.start = work, count, 0, 0, time.perf_counter()
+    def __init__(self, count):
+        self.count, self.done, self.number, self.start = count, 0, 0, time.perf_counter()
 
-    def run(self, what, work, folder, argv):
+    def run(self, what, folder, argv):
         self.number += 1
         fresh, left = not (folder / "metrics.json").exists(), "time left: not known yet"
         if self.done:
-            minutes = (time.perf_counter() - self.start) / self.done * self.work / 60
+            minutes = (time.perf_counter() - self.start) / self.done * (self.count - self.number + 1) / 60
             left = f"about {minutes:.0f} min left" if minutes >= 1.5 else f"about {60 * minutes:.0f} s left"
         if fresh:
             print(f"run {self.number} of {self.count}: {printable(what)}; {left}", file=sys.stderr)
         metrics = train_once(folder, argv)
-        self.done, self.work = self.done + work * fresh, self.work - work
+        self.done += fresh
         return metrics
 
 
-def train_all(args, tasks, rows, rest, out):
-    """-> {variant: {task, or "" for all: [metrics of each seed]}}, {what: the rates that --tune chose for it}."""
+def train_all(args, tasks, passes, rest, out):
+    """`passes` are those of `equal_steps` -> {variant: {task, or "" for all: [metrics of each seed]}}, {what: the rates
+    that --tune chose for it}."""
     data = ["--data", str(out / "data.json")]
-    models = []  # what is trained: (variant, task or "", flags, training rows)
+    models = []  # what is trained: (variant, task or "", flags)
     for task in tasks:
-        count = sum(task.name in row.labels for row in rows["train"])
         number = [] if task.labels else [f"--regression={task.name}"]
-        models.append(("single", task.name, ["--variant", "single", f"--tasks={task.name}", *number], count))
+        models.append(("single", task.name, ["--variant", "single", f"--tasks={task.name}", *number]))
     named = {"--tasks": tasks, "--regression": [task for task in tasks if task.labels is None]}
     named = [[flag, *(task.name for task in some)] for flag, some in named.items() if some]
     both = [word for words in named if not any(name.startswith("-") for name in words[1:]) for word in words]
-    models.append(("shared", "", ["--variant", "shared", *both, *args.weights], len(rows["train"])))
-    models.append(("separate-lr", "", ["--variant", "separate-lr", *both, *args.weights, *args.own], models[-1][3]))
+    models.append(("shared", "", ["--variant", "shared", *both, *args.weights]))
+    models.append(("separate-lr", "", ["--variant", "separate-lr", *both, *args.weights, *args.own]))
 
     trials = {variant: RATE_PAIRS if variant == "separate-lr" else RATES for variant in VARIANTS} if args.tune else {}
     repeats = args.seeds + (len(TUNE_SEEDS) * len(RATES) if args.tune else 0)
-    progress = Progress(repeats * sum(count for *_, count in models), repeats * len(models))
+    progress = Progress(repeats * len(models))
     result, chosen = {variant: {} for variant in VARIANTS}, {}
-    for variant, task, flags, count in models:
+    for variant, task, flags in models:
+        flags += ["--passes", str(passes[task])]
         what = f"{variant} {task}".strip()
         scores = []
         for rates in trials.get(variant, ()):
@@ -229,7 +243,7 @@ def train_all(args, tasks, rows, rest, out):
                 argv = [*rest, *data, *flags, *rates, "--seed", str(seed), "--no-test"]
                 trial = f"{what}, trial {' '.join(rates)}, seed {seed}"
                 try:
-                    validation = progress.run(trial, count, folder, argv)["validation"]
+                    validation = progress.run(trial, folder, argv)["validation"]
                     scores[-1] += np.mean([score(m) for m in validation.values()]) / len(TUNE_SEEDS)
                 except runs.Diverged:
                     scores[-1] -= 1
@@ -242,7 +256,7 @@ def train_all(args, tasks, rows, rest, out):
         for seed in range(args.seeds):
             folder = out / folder_name(variant, tasks, task, seed)
             argv = [*rest, *data, *flags, *rates, "--seed", str(seed)]
-            result[variant][task].append(progress.run(f"{what}, seed {seed}", count, folder, argv) | {"folder": folder})
+            result[variant][task].append(progress.run(f"{what}, seed {seed}", folder, argv) | {"folder": folder})
     return result, chosen
 
 
@@ -295,7 +309,9 @@ def summarise(args, tasks, linear, trained):
     return result
 
 
-def print_results(result, cost, chosen, seeds):
+def print_results(result, cost, chosen, seeds, steps, passes):
+    print(f"every model took about {steps} steps; passes over a task's rows in an epoch of its own model: ", end="")
+    print(", ".join(f"{printable(name)} {n}" for name, n in passes.items() if name))
     tuned = f"chosen on validation, seeds {TUNE_SEEDS}" if chosen else "not tuned (--tune)"
     print(f"{seeds} seeds: mean ± standard deviation, in %; learning rates {tuned}")
     for what, trial in chosen.items():
@@ -376,16 +392,19 @@ def main(argv=None):
         data = {path: runs.file_sha256(path) for path in flags.data + flags.val + flags.test}
         report.print_data(tasks, rows, notes)
         linear = {task.name: baselines(task, rows) for task in tasks}
-        trained, chosen = train_all(args, tasks, rows, without(rest, SOURCES), out)
+        epochs, steps, passes = equal_steps(tasks, [row.labels for row in rows["train"]], flags)
+        again = [*without(rest, (*SOURCES, "--epochs", "--passes")), "--epochs", str(epochs)]
+        trained, chosen = train_all(args, tasks, passes, again, out)
         cost = measure_cost(trained, rows, flags.device, flags.dtype)
         result = summarise(args, tasks, linear, trained)
         config = runs.read_config(trained["shared"][""][0]["folder"])
         record = {"flags": vars(args) | vars(flags) | {"out": args.out, "argv": rest}, "data_sha256": data}
         record |= {key: config[key] for key in ("versions", "encoder_source")}
-        runs.write(out / "compare.json", record | {"tuned": chosen, "cost": cost, "tasks": result})
+        runs.write(out / "compare.json", record | {"steps": steps, "passes": passes, "tuned": chosen, "cost": cost,
+                                                   "tasks": result})  # fmt: skip
         with runs.replacing(out / "compare.png") as beside:
             draw(result, beside)
-        print_results(result, cost, chosen, args.seeds)
+        print_results(result, cost, chosen, args.seeds, steps, passes)
         print(f"\nkept in {out}: compare.json, compare.png, and a folder for each run")
 
 

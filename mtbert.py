@@ -93,9 +93,36 @@ def encode(tokenizer, rows, tasks=(), empty=None):
     return Dataset(input_ids, np.frombuffer(token_type_ids, np.uint8), offsets, labels, cut, unknown)
 
 
-def length_grouped_batches(lengths, batch_size, rng):
-    """Batches of row numbers for one epoch: shuffled, sorted by length in blocks, shuffled again as batches."""
-    order, block = rng.permutation(len(lengths)), 32 * batch_size
+def mixture(labels, power, passes=1, most=8):
+    """-> how often an epoch draws each row, (N,), on average; {task: the share of these draws that have its label}.
+
+    Tasks are drawn in proportion to labels ** power (Stickland & Murray 2019, arXiv:1902.02671), a row for each of its
+    labels, and it brings them all. So rows that have every label are drawn once each, or `passes` times.
+    """
+    labelled = {name: ~np.isnan(v) if v.dtype.kind == "f" else v != -100 for name, v in labels.items()}
+    total = sum(mask.sum() ** power for mask in labelled.values())
+    draws = np.minimum(sum(mask * len(mask) * mask.sum() ** (power - 1) / total for mask in labelled.values()), most)
+    draws *= math.floor(draws.sum() + 1e-6) / draws.sum() * passes  # the same number in each epoch
+    return draws, {name: float((draws * mask).sum() / draws.sum()) for name, mask in labelled.items()}
+
+
+def draw_rows(draws, rng):
+    """How often one epoch draws each row: `draws` rounded down or up, by systematic sampling along a random order."""
+    order, counts = rng.permutation(len(draws)), np.empty(len(draws), int)
+    ends = np.floor(np.cumsum(draws[order]) + rng.uniform(0.25, 0.75))  # away from where rounding errors would count
+    counts[order] = np.diff(ends, prepend=0)
+    return counts
+
+
+def length_grouped_batches(lengths, batch_size, rng, counts=None):
+    """Batches of row numbers for one epoch: shuffled, sorted by length in blocks, shuffled again as batches. Row i
+    comes counts[i] times (default: once), at equal distances, in blocks so short that hardly a batch has it twice."""
+    rows = rng.permutation(len(lengths))
+    times = np.ones(len(rows), int) if counts is None else counts[rows]
+    copy = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)  # 0, 1, ... of each row
+    place = np.repeat(np.arange(len(rows)) / len(rows), times) + copy / np.repeat(times, times)
+    order = np.repeat(rows, times)[np.argsort(place % 1, kind="stable")]
+    block = min(32, math.ceil(len(order) / times.max() / batch_size)) * batch_size
     blocks = [order[i : i + block] for i in range(0, len(order), block)]
     order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in blocks])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -358,6 +385,7 @@ class MTBert(nn.Module):
         super().__init__()
         self.encoder, self.tasks, self.tokenizer, self.pooling = encoder, tasks, tokenizer, pooling
         self.compute_dtype = torch.float32  # of the encoder's arithmetic in training; its weights stay in float32
+        self.balanced = False  # whether each class weighs the same in the loss, however rare it is
         self.record = {}  # what config.json says of the run besides: flags, versions, data
         self.dropout = Dropout(dropout)
         D = encoder.config.hidden_size
@@ -380,7 +408,7 @@ class MTBert(nn.Module):
         pooled = self.dropout(pooled)
         logits = {task.name: self.heads[head(task)](pooled) for task in self.tasks}  # each (B, C); C = 1 for a number
         tasks = self.tasks if labels else []
-        return logits, {t.name: loss_sum(t, logits[t.name], labels[t.name]) / len(input_ids) for t in tasks}
+        return logits, {t.name: loss_sum(t, logits[t.name], labels[t.name], self.balanced) / len(pooled) for t in tasks}
 
 
 def head(task):
@@ -388,9 +416,10 @@ def head(task):
     return "head_" + task.name.replace("%", "%25").replace(".", "%2E")
 
 
-def loss_sum(task, logits, labels):
-    if task.labels:
-        return F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+def loss_sum(task, logits, labels, balanced=False):
+    if task.labels:  # balanced as in scikit-learn: rows / (classes * rows of the class)
+        weight = sum(task.counts) / len(task.counts) / logits.new_tensor(task.counts) if balanced else None
+        return F.cross_entropy(logits, labels, weight, ignore_index=-100, reduction="sum")
     return ((logits.squeeze(1) - labels.nan_to_num()).square() * ~labels.isnan()).sum()
 
 
@@ -496,25 +525,30 @@ def train(model, data, args, folder):
     """Train on data["train"] with the flags of train.py, from the folder's snapshot on where there is one.
 
     -> the weights of the epoch that is best on data["validation"] (a state dict on the processor), its validation
-    metrics, seconds spent in training steps. Best is the highest mean over tasks of macro-F1 or Pearson. Raises
-    InputError when a loss is not finite, KeyboardInterrupt(exit status, what to do) once stopped by a signal.
+    metrics, seconds spent in training steps, rows in these. Best is the highest mean over tasks of macro-F1 or Pearson.
+    Raises InputError when a loss is not finite, KeyboardInterrupt(exit status, what to do) once stopped by a signal.
 
     Of several processes each computes its share of a gradient, and all take the steps that one alone would take.
     """
     from transformers import get_linear_schedule_with_warmup
 
-    rows, weights = data["train"], {task.name: args.task_weights.get(task.name, 1.0) for task in model.tasks}
+    rows, (draws, shares) = data["train"], mixture(data["train"].labels, args.task_sampling, args.passes)
+    # Sums over labelled rows are divided by the number of these that a batch holds on average, a constant, so that each
+    # draw counts the same; then the tasks are added up as they are (Kurin et al. 2022, arXiv:2201.04122).
+    weights = {task.name: args.task_weights.get(task.name, 1.0) / shares[task.name] for task in model.tasks}
+    model.balanced = args.class_weights == "balanced"
     groups = parameter_groups(model, args.lr, args.head_lr, args.layer_decay, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, fused=next(model.parameters()).device.type in ("cpu", "cuda"))
-    steps = args.epochs * math.ceil(len(rows) / args.batch_size)
+    steps = args.epochs * math.ceil(round(draws.sum()) / args.batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * steps), steps)
     parallel = nn.parallel.DistributedDataParallel(model) if runs.processes()[1] > 1 else model
 
     with runs.Run(folder, args.seed, model, optimizer, schedule, args.save_every) as run:
-        for epoch in run.epochs(args.epochs):
+        for epoch in run.epochs(args.epochs, args.patience):
             rng = np.random.default_rng([args.seed, epoch])
             model.train()
-            for batch in run.steps(length_grouped_batches(rows.lengths, args.batch_size, rng)):
+            counts = draw_rows(draws, np.random.default_rng([args.seed, epoch, 1]))
+            for batch in run.steps(length_grouped_batches(rows.lengths, args.batch_size, rng, counts)):
                 more = {}
                 if args.conflict_every and run.step % args.conflict_every == 0:
                     more["conflict"] = conflict(parallel, rows, batch, weights, args.accumulate)
@@ -524,11 +558,12 @@ def train(model, data, args, folder):
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
+                losses = {name: loss / shares[name] for name, loss in losses.items()}
                 run.log(losses, len(batch), rates, norm, **more)
             logits = compute_logits(model, data["validation"])
             metrics = evaluate(model.tasks, data["validation"].labels, logits)
             run.end_epoch(metrics, {task: score(result) for task, result in metrics.items()}, one_answer(metrics))
-    return run.best, run.validation, run.seconds
+    return run.best, run.validation, run.seconds, run.trained
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ It never knows how anything was read or computed.
 """
 
 import json
+import math
 import warnings
 from itertools import cycle
 from pathlib import Path
@@ -60,6 +61,16 @@ def print_data(tasks, rows, notes):
             warn(f"{one!r} and {other!r} nearly give each other away: Cramér's V {v:.2f}")
     for warning in [*notes.said, *data_warnings(tasks, rows)] if notes else ():
         warn(warning)
+
+
+def print_mixture(tasks, rows, draws, shares, epochs, batch_size):
+    """Say how often an epoch's `draws` out of the training rows bring each task, and how long training will be."""
+    print(f"{'an epoch draws':20}{'labels':>12}{'share':>12}{'passes':>12}")
+    for task in tasks:
+        share, count = shares[task.name], sum(task.name in row.labels for row in rows)
+        print(f"{printable(task.name)[:19]:20}{count:12}{share:12.3f}{share * draws / count:12.2f}")
+    steps = epochs * math.ceil(draws / batch_size)
+    print(f"{epochs} epochs of {draws} draws, {steps} steps (the default is about 250, in 3 to 20 epochs)")
 
 
 def print_metrics(tasks, metrics, rows="test"):

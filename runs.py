@@ -367,8 +367,8 @@ class Run:
         self.folder, self.seed, self.save_every = Path(folder), seed, save_every
         self.model, self.parts = model, (model, optimizer, schedule)
         self.device, (self.rank, _) = next(model.parameters()).device, processes()
-        self.at = {"epoch": 1, "batch": 0, "step": 0, "rows": 0, "losses": {}, "seconds": 0.0, "log": 0}
-        self.at |= {"score": -2.0, "validation": None}  # of the best epoch, whose weights are
+        self.at = {"epoch": 1, "batch": 0, "step": 0, "rows": 0, "losses": {}, "seconds": 0.0, "trained": 0, "log": 0}
+        self.at |= {"score": -2.0, "validation": None, "best_epoch": 0}  # the best epoch, whose weights are
         self.best = {}
         if (self.folder / "snapshot.json").exists():
             with input_errors(f"{folder}: its snapshot cannot be used"):
@@ -395,10 +395,15 @@ class Run:
 
     step = property(lambda self: self.at["step"])  # the number of the step that is on
     seconds = property(lambda self: self.at["seconds"])  # spent in steps, that is without evaluation
+    trained = property(lambda self: self.at["trained"])  # rows of all steps
     validation = property(lambda self: self.at["validation"])  # the metrics of the best epoch
 
-    def epochs(self, count):
+    def epochs(self, count, patience=None):
+        """Yield the numbers of the epochs to come, at most `count`, until `patience` of them brought nothing better."""
         for epoch in range(self.at["epoch"], count + 1):
+            if patience and epoch - self.at["best_epoch"] > patience:
+                print(f"stopped: nothing better than epoch {self.at['best_epoch']} in {patience} more")
+                break
             self.name = f"epoch {epoch}/{count}"
             yield epoch
 
@@ -427,6 +432,7 @@ class Run:
                 raise Diverged(f"the loss of task {name!r} is {value} in step {self.at['step']}; try a lower --lr")
             self.at["losses"][name] = self.at["losses"].get(name, 0.0) + value * rows
         self.at["rows"] += rows
+        self.at["trained"] += rows
         entry = {"step": self.at["step"], "lr": lr, "grad_norm": grad_norm, "loss": losses, **more}
         self.file.write(json.dumps(entry) + "\n")
         self.bar.set_postfix({printable(name): f"{value:.3f}" for name, value in losses.items()}, refresh=False)
@@ -444,7 +450,7 @@ class Run:
             names = printable(", ".join(map(repr, one_answer)))
             say(f"warning: one class is the answer to every validation row of {names}; if this stays, try another --lr")
         if mean > at["score"]:
-            at.update(score=mean, validation=metrics)
+            at.update(score=mean, validation=metrics, best_epoch=epoch)
             self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
         at.update(epoch=epoch + 1, batch=0, rows=0, losses={})
         self.stop = sum_over_processes(torch.tensor(len(self.stopped)), self.device).item()

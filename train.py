@@ -65,7 +65,11 @@ def parse_args(argv):
     flag("--max-length", type=number(int, 4), metavar="T", help="cut texts at T tokens (default: the encoder's limit)")
     flag("--dropout", type=number(float, 0, 0.99), default=0.1, help="in encoder and heads (default: %(default)s)")
     flag = parser.add_argument_group("training").add_argument
-    flag("--epochs", type=count, default=5, metavar="N", help="passes over the rows (default: %(default)s)")
+    flag("--epochs", type=count, metavar="N", help="(default: those that make about 250 steps, 3 to 20)")
+    flag("--passes", type=count, default=1, metavar="N", help="over the rows in an epoch (default: 1)")
+    flag("--patience", type=count, metavar="N", help="stop when N epochs brought nothing better on validation rows")
+    flag("--task-sampling", type=number(float, 0, 1), default=0.5, metavar="A", help="draw by labels**A (default: 0.5)")
+    flag("--class-weights", choices=("balanced",), help="balanced: rare classes count more, n / (classes * count)")
     flag("--batch-size", type=count, default=32, metavar="N", help="rows in a step (default: %(default)s)")
     flag("--accumulate", type=count, default=1, metavar="N", help="parts of a batch; they save memory (default: 1)")
     flag("--lr", type=positive, default=1e-4, help="peak learning rate (default: %(default)s)")
@@ -109,6 +113,11 @@ def parse_args(argv):
     return args
 
 
+def default_epochs(draws, batch_size):
+    """Epochs of so many draws that make about 250 steps, but at least 3 and at most 20."""
+    return min(max(round(250 * batch_size / draws), 3), 20)
+
+
 def prepare(args, device, then):
     """Read the rows, load the encoder, and say what there is -> the model, its rows, the same as Datasets.
 
@@ -121,8 +130,7 @@ def prepare(args, device, then):
     all_tasks = mtbert.VARIANTS[args.variant]["all_tasks"]
     files, notes = (args.data, args.val, args.test), Notes()
     tasks, rows = read_data(*files, args.tasks, all_tasks, args.seed, format_of(args), args.regression, notes)
-    if args.no_test:
-        rows["test"] = []
+    rows["test"] = [] if args.no_test else rows["test"]
     if unknown := set(args.task_weights) - {task.name for task in tasks}:
         raise InputError(f"--task-weights: there is no task {min(unknown)!r}")
     encoder = mtbert.Encoder.from_pretrained(args.encoder, args.dropout)
@@ -136,6 +144,9 @@ def prepare(args, device, then):
     print(f"encoder: {args.encoder}, from {encoder.source} ({shape}, {size / 1e6:.1f}M parameters)")
     encoded = {split: mtbert.encode(tokenizer, part, tasks) for split, part in rows.items()}
     report.print_data(tasks, rows, None if then else notes)
+    draws, shares = mtbert.mixture(encoded["train"].labels, args.task_sampling, args.passes)
+    args.epochs = args.epochs or default_epochs(draws.sum(), args.batch_size)
+    report.print_mixture(tasks, rows["train"], round(draws.sum()), shares, args.epochs, args.batch_size)
     if cut := sum(part.cut for part in encoded.values()):
         print(f"{cut} texts are longer than {max_length} tokens and were cut")
     for split, part in encoded.items():
@@ -147,9 +158,8 @@ def prepare(args, device, then):
     model.compute_dtype = mtbert.pick_dtype(args.dtype, device)
     if args.compile:
         model.compile(dynamic=True)
-    packages = ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")
-    versions = {name: version(name) for name in packages} | {"processes": runs.processes()[1]}
-    versions |= {"threads": torch.get_num_threads(), "dtype": str(model.compute_dtype)}
+    versions = {p: version(p) for p in ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")}
+    versions.update(processes=runs.processes()[1], threads=torch.get_num_threads(), dtype=str(model.compute_dtype))
     model.record = {"flags": vars(args), "encoder_source": encoder.source, "versions": versions}
     model.record |= {"data_sha256": sha256, "launcher": runs.launched().name}
     return model, rows, encoded
@@ -160,7 +170,7 @@ def run(args, folder, model, rows, encoded):
     first = runs.processes()[0] == 0
     print(f"run: {folder}")
     report.print_groups(mtbert.parameter_groups(model, args.lr, args.head_lr, args.layer_decay, args.weight_decay))
-    best, validation, seconds = mtbert.train(model, encoded, args, folder)
+    best, validation, seconds, count = mtbert.train(model, encoded, args, folder)
     model.load_state_dict(best)
     calibrate(model.tasks, encoded["validation"].labels, mtbert.compute_logits(model, encoded["validation"]))
     if first:
@@ -177,8 +187,7 @@ def run(args, folder, model, rows, encoded):
     print(f"\nsome {shown} rows")
     examples = predictions or mtbert.predict_encoded(model, encoded[shown])
     report.print_examples(model.tasks, rows[shown][:12], examples[:12])
-    speed = args.epochs * len(rows["train"]) / seconds
-    result = {"validation": validation, "test": test, "train_seconds": seconds, "examples_per_second": speed}
+    result = {"validation": validation, "test": test, "train_seconds": seconds, "examples_per_second": count / seconds}
     if first:
         lines = []
         for row, prediction in zip(rows["test"], predictions, strict=True):
@@ -189,7 +198,7 @@ def run(args, folder, model, rows, encoded):
             report.draw(folder, beside, result)
         runs.write(folder / "metrics.json", result)
         runs.remove(folder, "snapshot*")
-    print(f"\ntrained in {seconds:.1f} s ({speed:.0f} examples per second), saved in {folder}")
+    print(f"\ntrained in {seconds:.1f} s ({count / seconds:.0f} examples per second), saved in {folder}")
 
 
 def main(argv=None):

@@ -2,7 +2,8 @@
 # The README's figures: benchmarks/results.sh DATA OUT [PART ...], where DATA holds the folders sst, trec, rest14 and
 # sick of train, dev and test .jsonl files (benchmarks/README.md). Finished runs under OUT are kept and not run again.
 # SEEDS=N runs other than these numbers of seeds, EPOCHS=N other than three epochs,
-# FLAGS="--dropout 0", say, flags of train.py for every run, PERCENT="N ..." other points of the curve.
+# FLAGS="--dropout 0", say, flags of train.py for every run, PERCENT="N ..." other points of the curves.
+# The parts mixture-* take at most 15 minutes each on two cores; mixture draws the picture of those that there are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=$1 out=$2 epochs=${EPOCHS:-3}
@@ -26,9 +27,19 @@ compare() { # name, flags of compare.py
     python compare.py --out "$out/$name" "$@" ${FLAGS:-}
 }
 
+curve() { # folder, epochs, points, flags of curve.py
+    echo "== $1, $3 %: ${*:4}"
+    python benchmarks/curve.py --seeds "${SEEDS:-5}" --percent ${PERCENT:-$3} "${@:4}" --epochs "${EPOCHS:-$2}" ${FLAGS:-} --out "$out/$1"
+}
+
+fine() { # SST without its three classes: its `fine` beside rest14's `sentiment`
+    for split in train dev test; do sed 's/"sentiment": "[a-z]*", //' "$data/sst/$split.jsonl" > "$out/fine-$split.jsonl"; done
+}
+
 sst=(--data "$data/sst/train.jsonl" --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl")
 rest14=(--data "$data/rest14/train.jsonl" --test "$data/rest14/test.jsonl")
-[ $# -gt 0 ] || set -- sample rest14 rest14-tune partial fine sick curve short
+[ $# -gt 0 ] || set -- sample rest14 rest14-tune partial fine sick short \
+    mixture-{fine-{5,25},category-{5,10,25,100},sick-5,trec} mixture
 for part; do
     case $part in
     sample) compare sample --seeds "${SEEDS:-5}" ;;
@@ -41,9 +52,18 @@ for part; do
     sick)
         compare sick --seeds "${SEEDS:-3}" --data "$data/sick/train.jsonl" --val "$data/sick/dev.jsonl" \
             --test "$data/sick/test.jsonl" --epochs $epochs ;;
-    curve)
-        python benchmarks/curve.py --seeds "${SEEDS:-3}" --of sentiment --percent ${PERCENT:-5 10 25 50 100} "${rest14[@]}" \
-            --epochs $epochs ${FLAGS:-} --out "$out/curve" ;;
+    mixture-fine-*) # related: few labels of restaurants' sentiment, all of films' five classes
+        fine
+        curve $part 2 ${part##*-} --of sentiment --data "$data/rest14/train.jsonl" "$out/fine-train.jsonl" \
+            --val "$out/fine-dev.jsonl" --test "$data/rest14/test.jsonl" "$out/fine-test.jsonl" --tasks sentiment fine ;;
+    mixture-category-*) curve $part 3 ${part##*-} --of sentiment "${rest14[@]}" ;; # unrelated
+    mixture-sick-*) # related: both of the same pairs
+        curve $part 2 ${part##*-} --of entailment --data "$data/sick/train.jsonl" --val "$data/sick/dev.jsonl" \
+            --test "$data/sick/test.jsonl" ;;
+    mixture-trec) # each row is labelled for one of the two
+        curve $part 1 100 --of sentiment coarse --data "$data"/{sst,trec}/train.jsonl --val "$data/sst/dev.jsonl" \
+            --test "$data"/{sst,trec}/test.jsonl --tasks sentiment coarse ;;
+    mixture) python benchmarks/curve.py --join "$out"/mixture-{fine,category,sick}-* --out "$out/mixture" ;;
     short) # one epoch on every sixth row: what pooling, learning rates and warm-up each add
         awk 'NR % 6 == 1' "$data/sst/train.jsonl" > "$out/sixth.jsonl"
         sixth=("${sst[@]}" --data "$out/sixth.jsonl" --tasks sentiment --epochs 1 --variant separate-lr)
