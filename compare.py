@@ -190,7 +190,7 @@ def equal_steps(tasks, labels, flags):
     passes in an epoch that make as many -> epochs, steps, {"": of that model, task: of one for the task alone}."""
     given = {task.name: np.array([0 if task.name in row else -100 for row in labels]) for task in tasks}
     draws = mtbert.mixture(given, flags.task_sampling, flags.passes)[0].sum()
-    epochs = flags.epochs or train.default_epochs(draws, flags.batch_size)
+    epochs = flags.epochs or mtbert.default_epochs(draws, flags.batch_size)
     passes = {name: max(1, round(draws / (values == 0).sum())) for name, values in given.items()}
     return epochs, epochs * math.ceil(round(draws) / flags.batch_size), {"": flags.passes} | passes
 

@@ -106,6 +106,11 @@ def mixture(labels, power, passes=1, most=8):
     return draws, {name: float((draws * mask).sum() / draws.sum()) for name, mask in labelled.items()}
 
 
+def default_epochs(draws, batch_size):
+    """Epochs of so many draws that make about 250 steps, but at least 3 and at most 20."""
+    return min(max(round(250 * batch_size / draws), 3), 20)
+
+
 def draw_rows(draws, rng):
     """How often one epoch draws each row: `draws` rounded down or up, by systematic sampling along a random order."""
     order, counts = rng.permutation(len(draws)), np.empty(len(draws), int)
@@ -691,16 +696,3 @@ def decode_one(task, logits):
     label = task.labels[best]
     probabilities = dict(zip(task.labels, p, strict=True))
     return {"label": label, "name": task.names[str(label)], "probability": p[best], "probabilities": probabilities}
-
-
-def describe_class(label, name):
-    return name if name == label else f"{label} {name}"
-
-
-def describe(prediction):
-    """A prediction in a word or two, for people."""
-    if "value" in prediction:
-        return f"{prediction['value']:.2f}"
-    return f"{describe_class(str(prediction['label']), prediction['name'])} {prediction['probability']:.2f}"
-
-

@@ -96,15 +96,27 @@ def is_table(path):
     return path is not None and path.lower().endswith((".csv", ".tsv"))
 
 
+def bars_writer(tasks, args, _):
+    def write(row, _, predictions, error):
+        report.print_bars(tasks, row[args.text_column], predictions)
+
+    return write
+
+
 def table_writer(tasks, args, _):
-    print(f"{'text':60}", *(f"{printable(task.name)[:20]:20}" for task in tasks))
+    names = [[report.describe_class(*item) for item in task.names.items()] for task in tasks]
+    widths = [max(map(len, [t.name, *(f"{x}? 0.00" for x in some)])) for t, some in zip(tasks, names, strict=True)]
+    left = max(24, report.terminal_width() - sum(widths) - 2 * len(tasks))
+
+    def print_row(text, cells):
+        print("  ".join([f"{report.shorten(text, left):{left}}", *cells]).rstrip())
 
     def write(row, _, predictions, error):
-        text = printable(str(row.get(args.text_column, ""))) if isinstance(row, dict) else ""
-        text = text if len(text) <= 60 else text[:57] + "..."
-        shown = [printable(mtbert.describe(p))[:20] for p in predictions.values()] if predictions else [error]
-        print(f"{text:60}", *(f"{cell:20}" for cell in shown))
+        text = str(row.get(args.text_column, "")) if isinstance(row, dict) else ""
+        shown = [printable(report.describe(p)) for p in predictions.values()] if predictions else [error]
+        print_row(text, [f"{cell:{width}}" for cell, width in zip(shown, widths, strict=False)])
 
+    print_row("text", [f"{printable(task.name):{width}}" for task, width in zip(tasks, widths, strict=True)])
     return write
 
 
@@ -208,7 +220,7 @@ def score(model, rows, args):
         raise InputError(f"{args.input}: no row has a label of {listed(names)}; its columns are {listed(columns)}")
     for task in model.tasks:
         if count := (labels[task.name] == len(task.labels or ())).sum() if task.labels else 0:
-            report.warn(f"{count} labels of {task.name!r} are none of the model's classes and count as wrong")
+            runs.warn(f"{count} labels of {task.name!r} are none of the model's classes and count as wrong")
     report.print_metrics(model.tasks, metrics, Path(args.input).name)
     if args.output and runs.processes()[0] == 0:
         runs.write(args.output, metrics)
@@ -220,7 +232,8 @@ def predict(model, rows, args):
     quiet = runs.processes()[0] > 0 or (sys.stdout.isatty() and not args.output) or None  # no bar in a table's midst
     failed = cut = 0
     with opened(args.output) as out, tqdm(unit=" rows", disable=quiet) as bar:
-        write = (json_writer if as_json else csv_writer if args.output else table_writer)(model.tasks, args, out)
+        people = table_writer if args.input else bars_writer
+        write = (json_writer if as_json else csv_writer if args.output else people)(model.tasks, args, out)
         for window, errors, data in read_windows(model, rows, args):
             predictions = iter(mtbert.predict_encoded(model, data))
             for (_, _, row, cells), error in zip(window, errors, strict=True):
@@ -229,7 +242,7 @@ def predict(model, rows, args):
             cut += data.cut
             bar.update(len(window))
     if cut:
-        report.note(f"{cut} texts are longer than the model's maximum and were cut")
+        runs.note(f"{cut} texts are longer than the model's maximum and were cut")
     return failed
 
 
@@ -243,7 +256,7 @@ def main(argv=None):
     else:
         rows = ((f"text {i}", None, {args.text_column: text}, None) for i, text in enumerate(args.texts, 1))
     if failed := (score if args.score else predict)(model, rows, args):
-        report.note(f"{failed} rows could not be predicted; their lines say why, and --strict stops at the first")
+        runs.note(f"{failed} rows could not be predicted; their lines say why, and --strict stops at the first")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ It never knows how anything was read or computed.
 
 import json
 import math
+import shutil
+import sys
 import warnings
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
-import mtbert
 import runs
 from data import associations, data_warnings, input_errors, printable
 from metrics import score
@@ -22,84 +23,135 @@ from metrics import score
 # On the terminal
 
 
-def note(message):
-    if runs.processes()[0] == 0:
-        runs.say(printable(message))
+def print_table(rows, left=1):
+    """Print rows of cells in columns, the first `left` of them flush left, the others flush right."""
+    rows = [[printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        aligned = [cell.ljust(width) for cell, width in zip(row[:left], widths[:left], strict=True)]
+        aligned += [cell.rjust(width) for cell, width in zip(row[left:], widths[left:], strict=True)]
+        print("  ".join(aligned).rstrip())
 
 
-def warn(message):
-    note(f"warning: {message}")
+def shorten(text, width):
+    text = printable(text)
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def print_groups(groups):
-    print("group         tensors  parameters        lr  weight decay")
-    for g in groups:
-        numel = sum(p.numel() for p in g["params"])
-        print(f"{g['name']:12}{len(g['params']):9}{numel:12,}{g['lr']:10.1e}{g['weight_decay']:14g}")
+    """Print AdamW's parameter groups."""
+    rows = [["group", "tensors", "parameters", "learning rate", "weight decay"]]
+    for group in groups:
+        count = f"{sum(parameter.numel() for parameter in group['params']):,}"
+        rows.append([group["name"], len(group["params"]), count, f"{group['lr']:g}", f"{group['weight_decay']:g}"])
+    print_table(rows)
 
 
-def print_data(tasks, rows, notes):
+def print_data(tasks, rows, notes, mixture=None):
     """Say which columns are tasks, how many labels each split has of each, how tasks hang together, and what may be a
-    mistake. `notes` are what reading found; None, and nothing is warned of."""
+    mistake. `notes` are what reading found; None, and nothing is warned of. `mixture` is mtbert.mixture's."""
     kinds = (f"{task.name} ({f'{len(task.labels)} classes' if task.labels else 'a number'})" for task in tasks)
     left_out = (f"{name!r} ({reason})" for name, reason in (notes.left_out if notes else {}).items())
     left_out = "; left out: " * bool(notes and notes.left_out) + ", ".join(left_out)
     print(printable(f"tasks: {', '.join(kinds)}{left_out}"))
-    width = max(len(printable(name)) for name in ["labels of", *(task.name for task in tasks)]) + 1
-    print(f"{'labels of':{width}}" + "".join(f"{split:>12}" for split in rows), " classes (share of the most frequent)")
+    table = [["labels of", *rows, "majority", *["share of draws", "passes an epoch"] * bool(mixture)]]
     for task in tasks:
-        counts = (sum(task.name in row.labels for row in part) for part in rows.values())
-        print(f"{printable(task.name):{width}}" + "".join(f"{count:12}" for count in counts), end="  ")
-        if task.labels:
-            print(f"{len(task.labels)} ({max(task.counts) / sum(task.counts):.3f})")
-        else:
-            print(f"a number, {task.mean:.2f} ± {task.std:.2f}")
-    print(f"{'(rows)':{width}}" + "".join(f"{len(part):12}" for part in rows.values()))
-    for v, one, other in sorted(associations(tasks, [row for part in rows.values() for row in part]), reverse=True)[:5]:
-        print(f"association of {printable(one)} and {printable(other)}: Cramér's V {v:.2f}")
-        if v > 0.9 and notes:
-            warn(f"{one!r} and {other!r} nearly give each other away: Cramér's V {v:.2f}")
+        counts = [sum(task.name in row.labels for row in part) for part in rows.values()]
+        usual = f"{max(task.counts) / sum(task.counts):.3f}" if task.labels else f"{task.mean:.2f} ± {task.std:.2f}"
+        table.append([task.name, *counts, usual])
+        if mixture:
+            draws, shares = mixture
+            passes = shares[task.name] * draws.sum() / counts[0]
+            table[-1] += [f"{shares[task.name]:.3f}", f"{passes:.2f}"]
+    table.append(["(rows)", *map(len, rows.values()), *[""] * (len(table[0]) - len(rows) - 1)])
+    print_table(table)
+    associated = sorted(associations(tasks, [row for part in rows.values() for row in part]), reverse=True)[:5]
+    if associated:
+        pairs = ", ".join(f"{one} and {other} {v:.2f}" for v, one, other in associated)
+        print(printable(f"association of tasks (Cramér's V, 0 to 1): {pairs}"))
+    for v, one, other in associated if notes else ():
+        if v > 0.9:
+            runs.warn(f"{one!r} and {other!r} nearly give each other away: Cramér's V {v:.2f}")
     for warning in [*notes.said, *data_warnings(tasks, rows)] if notes else ():
-        warn(warning)
+        runs.warn(warning)
 
 
-def print_mixture(tasks, rows, draws, shares, epochs, batch_size):
-    """Say how often an epoch's `draws` out of the training rows bring each task, and how long training will be."""
-    print(f"{'an epoch draws':20}{'labels':>12}{'share':>12}{'passes':>12}")
-    for task in tasks:
-        share, count = shares[task.name], sum(task.name in row.labels for row in rows)
-        print(f"{printable(task.name)[:19]:20}{count:12}{share:12.3f}{share * draws / count:12.2f}")
+def print_steps(epochs, draws, batch_size):
     steps = epochs * math.ceil(draws / batch_size)
-    print(f"{epochs} epochs of {draws} draws, {steps} steps (the default is about 250, in 3 to 20 epochs)")
+    print(f"{epochs} epochs of {draws} draws, {steps} steps (by default about 250, in 3 to 20 epochs)")
 
 
-def print_metrics(tasks, metrics, rows="test"):
-    for task in (task for task in tasks if task.name in metrics):
-        m = metrics[task.name]
-        print(f"\n{printable(task.name)}, {printable(rows)}")
-        if "accuracy" not in m:
-            print(f"  Pearson {m['pearson']:.3f}, Spearman {m['spearman']:.3f}, RMSE {m['rmse']:.3f}", end="")
-            print(f" (always the mean: {m['mean_rmse']:.3f})")
-            continue
-        print(f"  accuracy {m['accuracy']:.3f} (always the majority class: {m['majority_accuracy']:.3f})", end="")
-        print(f", macro-F1 {m['macro_f1']:.3f}")
-        print(f"  calibration error {m['ece']:.3f} (before the temperature, {task.temperature:.2f}:", end="")
-        print(f" {m['ece_uncalibrated']:.3f})")
-        names = [printable(mtbert.describe_class(label, task.names[label])) for label in m["per_class"]]
-        width = max(map(len, ["class", *names]))
-        print(f"  {'class':{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'rows':>10}")
-        for name, c in zip(names, m["per_class"].values(), strict=True):
-            print(f"  {name:{width}}", end="")
-            print(f"{c['precision']:10.3f}{c['recall']:10.3f}{c['f1']:10.3f}{c['rows']:10.0f}")
+def print_metrics(tasks, metrics, rows="test", verbose=False):
+    """Print how good the answers for these rows are, a line a task, and with `verbose` a line a class."""
+    for classes in (True, False):
+        some = [task for task in tasks if task.name in metrics and bool(task.labels) == classes]
+        table = [["accuracy", "macro-F1", "majority class", "calibration error", "uncalibrated"] if classes else
+                 ["Pearson", "Spearman", "RMSE", "RMSE of the mean"]]  # fmt: skip
+        keys = ["accuracy", "macro_f1", "majority_accuracy", "ece", "ece_uncalibrated"]
+        keys = keys if classes else ["pearson", "spearman", "rmse", "mean_rmse"]
+        table += [[f"{metrics[task.name][key]:.3f}" for key in keys] for task in some]
+        if some:
+            print()
+            print_table([[name, *row] for name, row in zip([rows, *(task.name for task in some)], table, strict=True)])
+        for task in some if classes and verbose else ():
+            table = [[task.name, "precision", "recall", "F1", "rows"]]
+            for label, c in metrics[task.name]["per_class"].items():
+                numbers = [f"{c[key]:.3f}" for key in ("precision", "recall", "f1")]
+                table.append([describe_class(label, task.names[label]), *numbers, f"{c['rows']:.0f}"])
+            print()
+            print_table(table)
 
 
-def print_examples(tasks, rows, predictions):
+def print_examples(tasks, rows, predictions, what):
+    """Print some rows, each task's label beside its prediction, a wrong one marked by an x."""
+    table = [[word for task in tasks for word in (task.name, "", "predicted")]]
     for row, prediction in zip(rows, predictions, strict=True):
-        print(f"\n  {printable(row.text)[:110]}")
+        table.append([])
         for task in tasks:
-            gold = row.labels.get(task.name, "not labelled")
-            gold = task.names.get(str(gold), str(gold))
-            print("   ", printable(f"{task.name}: {mtbert.describe(prediction[task.name])} (gold: {gold})"))
+            p, gold = prediction[task.name], row.labels.get(task.name)
+            wrong = "x" if task.labels and gold is not None and gold != p["label"] else ""
+            gold = "-" if gold is None else task.names.get(str(gold), gold) if task.labels else f"{gold:.2f}"
+            table[-1] += [gold, wrong, describe(p, short=True)]
+    widths = [max(len(str(cell)) for cell in column) + 2 for column in zip(*table, strict=True)]
+    width = max(24, terminal_width() - sum(widths))
+    texts = [f"{len(rows)} {what} rows", *(row.text for row in rows)]
+    print()
+    print_table([[shorten(text, width), *cells] for text, cells in zip(texts, table, strict=True)], left=99)
+
+
+def terminal_width():
+    return shutil.get_terminal_size((120, 24)).columns
+
+
+def describe_class(label, name):
+    return name if name == label else f"{label} {name}"
+
+
+def describe(prediction, short=False):
+    """A prediction in a word or two. A class whose probability is below one half is marked as a guess by "?": it is
+    more likely wrong than right."""
+    if "value" in prediction:
+        return f"{prediction['value']:.2f}"
+    name = prediction["name"] if short else describe_class(str(prediction["label"]), prediction["name"])
+    return f"{name}{'?' * (prediction['probability'] < 0.5)} {prediction['probability']:.2f}"
+
+
+def print_bars(tasks, text, prediction):
+    """Print one text's predictions, of each task the three likeliest classes with bars."""
+    print(shorten(text, terminal_width()))
+    block = "\N{FULL BLOCK}" if "utf" in (sys.stdout.encoding or "").lower() else "#"
+    table = []
+    for task in tasks:
+        p = prediction[task.name]
+        if not task.labels:
+            table.append([f"  {task.name}", describe(p), ""])
+            continue
+        likeliest = sorted(p["probabilities"].items(), key=lambda item: -item[1])[:3]
+        for i, (label, probability) in enumerate(likeliest):
+            name = task.names[str(label)] + "?" * (i == 0 and probability < 0.5)
+            bar = f"{probability:.2f} {block * round(20 * probability)}"
+            table.append([f"  {task.name}" if i == 0 else "", name, bar])
+    print_table(table, left=99)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -111,25 +163,32 @@ LINES = [{"linestyle": style, "color": color} for style in ("-", "--", ":") for 
 
 
 def draw(folder, path, metrics):
-    """Write a PNG to `path`: loss and validation score of each task over the steps; on the test rows each class's
-    confusions, and each number's predictions; where logged, how the tasks' gradients agree."""
+    """Write a PNG to `path`: loss and validation score over the steps; for each task a row with its confusions and its
+    reliability, or a number's predictions, on the test rows; where logged, how the tasks' gradients agree."""
     from matplotlib.figure import Figure
 
     entries = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text("utf-8").splitlines()]
     steps, epochs = [e for e in entries if "loss" in e], [e for e in entries if "validation" in e]
     conflicts = [e for e in steps if "conflict" in e]
     pairs = [(a, b) for a, others in (conflicts[0]["conflict"]["cosines"].items() if conflicts else ()) for b in others]
-    panels = [(draw_loss, steps), (draw_validation, epochs)]
+    best = max(epochs, key=lambda e: np.mean([score(m) for m in e["validation"].values()]))  # the first of equal ones
     config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
-    names = {task["name"]: task["names"] for task in config["tasks"]}
-    panels += [(draw_task, folder, task, names[task], result) for task, result in metrics["test"].items()]
-    panels += [(draw_cosines, conflicts, *pair) for pair in pairs] if len(pairs) <= 3 else [(draw_means, conflicts)]
-    panels += [(draw_norms, conflicts)] * bool(conflicts)
-    columns = 2 if len(panels) in (2, 4) else 3
-    lines = -(-len(panels) // columns)
+    tasks = {task["name"]: task for task in config["tasks"]}
+    first = [(draw_loss, steps, best), (draw_validation, epochs, best)]
+    first += [(draw_cosines, conflicts, *pair) for pair in pairs] if len(pairs) <= 3 else [(draw_means, conflicts)]
+    first += [(draw_norms, conflicts)] * bool(conflicts)
+    tested = [(tasks[name], result, predictions_of(folder, tasks[name])) for name, result in metrics["test"].items()]
+    lines, columns = (max(len(first), len(tested)), 3) if tested else (-(-len(first) // 2), 2)
     figure = Figure(figsize=(5.2 * columns, 4.2 * lines), layout="constrained")
-    for i, (draw_panel, *arguments) in enumerate(panels, 1):
-        draw_panel(figure.add_subplot(lines, columns, i), *arguments)
+    for i, (draw_panel, *arguments) in enumerate(first):
+        draw_panel(figure.add_subplot(lines, columns, columns * i + 1 if tested else i + 1), *arguments)
+    for i, (task, result, predictions) in enumerate(tested):
+        axes = figure.add_subplot(lines, columns, columns * i + 2)
+        if task["labels"]:
+            draw_confusion(axes, task, result)
+            draw_reliability(figure.add_subplot(lines, columns, columns * i + 3), task, result, predictions)
+        else:
+            draw_numbers(axes, task, result, predictions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of characters that the font lacks; they become boxes
         figure.savefig(path, dpi=110, format="png")
@@ -140,7 +199,7 @@ def short(text, length=24):
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def draw_loss(axes, steps):
+def draw_loss(axes, steps, best):
     axes.set(title="Training loss", xlabel="step", ylabel="loss (mean of the last 20 steps)")
     for task, line in zip(steps[0]["loss"], cycle(LINES), strict=False):
         values = np.cumsum([0.0] + [e["loss"][task] for e in steps])
@@ -151,9 +210,16 @@ def draw_loss(axes, steps):
     axes.set_ylim(0, None)
     axes.locator_params("x", integer=True)
     axes.legend(axes.get_lines(), map(short, steps[0]["loss"]))
+    mark_best(axes, best, 0.98)
 
 
-def draw_validation(axes, epochs):
+def mark_best(axes, best, height):
+    axes.axvline(best["step"], color="#999999", linewidth=1, linestyle=":", zorder=0)
+    axes.annotate("best epoch", (best["step"], height), xycoords=axes.get_xaxis_transform(), rotation=90, ha="right",
+                  va="top" if height > 0.5 else "bottom", fontsize=8, color="#666666")  # fmt: skip
+
+
+def draw_validation(axes, epochs, best):
     axes.set(title="Validation score, an epoch a point", xlabel="step", ylabel="macro-F1, or Pearson's correlation")
     for task, line in zip(epochs[0]["validation"], cycle(LINES), strict=False):
         scores = [score(e["validation"][task]) for e in epochs]
@@ -161,34 +227,59 @@ def draw_validation(axes, epochs):
     axes.set_xlim(0, None)
     axes.locator_params("x", integer=True)
     axes.legend(axes.get_lines(), map(short, epochs[0]["validation"]))
+    mark_best(axes, best, 0.02)
 
 
-def test_predictions(folder, task):
-    """The labels, or numbers, predicted for the test rows that are labelled for the task so named, and their own."""
+def predictions_of(folder, task):
+    """(label, prediction) of the test rows that are labelled for the task."""
     rows = map(json.loads, (Path(folder) / "test_predictions.jsonl").read_text("utf-8").splitlines())
-    rows = [row for row in rows if row["labels"][task] is not None]
-    predictions = [row["predictions"][task] for row in rows]
-    return [p["value"] if "value" in p else p["label"] for p in predictions], [row["labels"][task] for row in rows]
+    name = task["name"]
+    return [(row["labels"][name], row["predictions"][name]) for row in rows if row["labels"][name] is not None]
 
 
-def draw_task(axes, folder, name, names, result):
-    if "confusion" not in result:
-        value, gold = test_predictions(folder, name)
-        ends = [min(gold + value), max(gold + value)]
-        axes.plot(ends, ends, color="#999999", linewidth=1)
-        axes.scatter(gold, value, s=6, alpha=0.4, color=COLORS[0], edgecolors="none")
-        axes.set(title=f"{short(name)}, test: Pearson {result['pearson']:.3f}", xlabel="label", ylabel="prediction")
-        return
+def draw_numbers(axes, task, result, predictions):
+    gold, value = [label for label, _ in predictions], [p["value"] for _, p in predictions]
+    ends = [min(gold + value), max(gold + value)]
+    axes.plot(ends, ends, color="#999999", linewidth=1)
+    axes.scatter(gold, value, s=6, alpha=0.4, color=COLORS[0], edgecolors="none")
+    title = f"{short(task['name'])}, test: Pearson {result['pearson']:.3f}"
+    axes.set(title=title, xlabel="label", ylabel="prediction")
+
+
+def draw_confusion(axes, task, result):
     counts = np.array(result["confusion"])
-    labels = [short(mtbert.describe_class(label, names[label]), 14) for label in result["per_class"]]
+    labels = [short(describe_class(label, task["names"][label]), 14) for label in result["per_class"]]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set(title=f"{short(name)}, test: accuracy {result['accuracy']:.3f}", xlabel="predicted", ylabel="label")
+    title = f"{short(task['name'])}, test: accuracy {result['accuracy']:.3f}"
+    axes.set(title=title, xlabel="predicted", ylabel="label (% of its rows, rows)")
     ticks = range(0, len(labels), -(-len(labels) // 25))
-    axes.set_xticks(ticks, [labels[i] for i in ticks], rotation=90 if len("".join(labels)) > 40 else 0)
+    axes.set_xticks(ticks, [labels[i] for i in ticks], rotation=90 if len("".join(labels)) > 45 else 0)
     axes.set_yticks(ticks, [labels[i] for i in ticks])
-    for (i, j), count in np.ndenumerate(counts) if len(labels) <= 12 else ():
-        axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i, j] > 0.6 else "black")
+    for (i, j), count in np.ndenumerate(counts) if len(labels) <= 8 else ():
+        text = f"{shares[i, j]:.0%}\n{count}" if count else ""
+        axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 0.6 else "black")
+
+
+def draw_reliability(axes, task, result, predictions, bins=10):
+    """Accuracy against confidence, in bins of equal width, as calibrated and as it was before: p ** temperature."""
+    right = np.array([str(label) == str(p["label"]) for label, p in predictions])
+    p = np.array([list(p["probabilities"].values()) for _, p in predictions])
+    raw = np.maximum(p, 1e-12) ** task["temperature"]
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
+    before = ("before", raw / raw.sum(1, keepdims=True), "ece_uncalibrated", "#999999", "s")
+    for what, values, error, color, marker in (before, ("calibrated", p, "ece", COLORS[0], "o")):
+        confidence = values.max(1)
+        bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+        filled = [b for b in range(bins) if (bin_of == b).any()]
+        x, y = ([part[bin_of == b].mean() for b in filled] for part in (confidence, right))
+        sizes = [20 + 180 * (bin_of == b).mean() for b in filled]
+        axes.scatter(x, y, sizes, color, marker=marker, alpha=0.7, label=f"{what}: error {result[error]:.3f}")
+    title = f"{short(task['name'])}, test: is it right as often as it is sure?"
+    axes.set(title=title, xlabel="probability of the answer", ylabel="share of right answers")
+    axes.set(xlim=(0, 1.03), ylim=(0, 1.03))
+    for handle in axes.legend(title="a bin of rows a point").legend_handles:
+        handle.set_sizes([40])
 
 
 def draw_cosines(axes, conflicts, one, other):

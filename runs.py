@@ -446,9 +446,9 @@ class Run:
         losses = {name: total / at["rows"] for name, total in at["losses"].items()}
         line = [f"{printable(name)}: loss {losses[name]:.3f}, validation {scores[name]:.3f}" for name in scores]
         print(self.name, *line, *["best"] * (mean > at["score"]), sep="  ")
-        if epoch == 1 and one_answer and self.rank == 0:
-            names = printable(", ".join(map(repr, one_answer)))
-            say(f"warning: one class is the answer to every validation row of {names}; if this stays, try another --lr")
+        if epoch == 1 and one_answer:
+            names = ", ".join(map(repr, one_answer))
+            warn(f"one class is the answer to every validation row of {names}; if this stays, try another --lr")
         if mean > at["score"]:
             at.update(score=mean, validation=metrics, best_epoch=epoch)
             self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
@@ -485,6 +485,18 @@ def say(message):
     if launch.local_rank == 0:
         where = f"rank {launch.rank}: " if launch.rank else ""
         print(f"{Path(sys.argv[0]).name}: {where}{message}", file=sys.stderr)
+
+
+def note(message):
+    """Say something once a run, whatever characters a user's file brings into it."""
+    if processes()[0] == 0:
+        say(printable(message))
+
+
+def warn(message):
+    if processes()[0] == 0:
+        mark = "\033[1;33mwarning:\033[0m" if sys.stderr.isatty() else "warning:"  # bold and yellow
+        say(f"{mark} {printable(message)}")
 
 
 def run_script(main):

