@@ -300,9 +300,10 @@ def summarise(args, tasks, linear, trained):
             name: {f"{a} - {b}": paired_difference(scores[name][a], scores[name][b], args.margin) for a, b in PAIRS}
             for name in names if name in METRICS
         }  # fmt: skip
-        read = {v: [report.test_predictions(run["folder"], task.name) for run in seeds] for v, seeds in part.items()}
-        predictions = {variant: [guess for guess, _ in seeds] for variant, seeds in read.items()}
-        gold = read["shared"][0][1]
+        read = {v: [report.predictions_of(run["folder"], task.name) for run in seeds] for v, seeds in part.items()}
+        key = "label" if task.labels else "value"
+        predictions = {variant: [[p[key] for _, p in rows] for rows in seeds] for variant, seeds in read.items()}
+        gold = [label for label, _ in read["shared"][0]]
         first = {what: {name: 100 * value for name, value in m.items()} for what, m in linear[task.name].items()}
         result[task.name] = {"rows": len(gold), "baselines": first, "scores": scores, "differences": differences,
                              "gold": gold, "predictions": predictions}  # fmt: skip

@@ -194,7 +194,7 @@ def draw(folder, path, metrics):
     first = [(draw_loss, steps, best), (draw_validation, epochs, best)]
     first += [(draw_cosines, conflicts, *pair) for pair in pairs] if len(pairs) <= 3 else [(draw_means, conflicts)]
     first += [(draw_norms, conflicts)] * bool(conflicts)
-    tested = [(tasks[name], result, predictions_of(folder, tasks[name])) for name, result in metrics["test"].items()]
+    tested = [(tasks[name], result, predictions_of(folder, name)) for name, result in metrics["test"].items()]
     lines, columns = (max(len(first), len(tested)), 3) if tested else (-(-len(first) // 2), 2)
     figure = Figure(figsize=(5.2 * columns, 4.2 * lines), layout="constrained")
     for i, (draw_panel, *arguments) in enumerate(first):
@@ -247,10 +247,9 @@ def draw_validation(axes, epochs, best):
     mark_best(axes, best, 0.02)
 
 
-def predictions_of(folder, task):
-    """(label, prediction) of the test rows that are labelled for the task."""
+def predictions_of(folder, name):
+    """(label, prediction) of the test rows that are labelled for the task so named."""
     rows = map(json.loads, (Path(folder) / "test_predictions.jsonl").read_text("utf-8").splitlines())
-    name = task["name"]
     return [(row["labels"][name], row["predictions"][name]) for row in rows if row["labels"][name] is not None]
 
 
