@@ -3,7 +3,7 @@
 # sick of train, dev and test .jsonl files (benchmarks/README.md). Finished runs under OUT are kept and not run again.
 # SEEDS=N runs other than these numbers of seeds, EPOCHS=N other than three epochs,
 # FLAGS="--dropout 0", say, flags of train.py for every run, PERCENT="N ..." other points of the curves.
-# The parts mixture-* take at most 15 minutes each on two cores; mixture draws the picture of those that there are.
+# The parts mixture-* are meant to take at most 15 minutes each on two cores; mixture draws the picture of those there are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=$1 out=$2 epochs=${EPOCHS:-3}
