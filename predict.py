@@ -193,13 +193,13 @@ def read_windows(model, rows, args):
                 errors[i] = str(error).removeprefix(f"{where}: ")
                 parsed.pop(i, None)
         empty = None if strict else []
-        data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks, empty)
+        data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks, empty, model.long)
         if empty:
             places = list(parsed)
             for i in empty:
                 errors[places[i]] = "no token is left of the text"
                 del parsed[places[i]]
-            data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks)
+            data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks, long=model.long)
         yield window, errors, data
 
 
@@ -242,7 +242,7 @@ def predict(model, rows, args):
             cut += data.cut
             bar.update(len(window))
     if cut:
-        runs.note(f"{cut} texts are longer than the model's maximum and were cut")
+        runs.note(f"{cut} texts are longer than the model's maximum and {mtbert.LONG[model.long]}")
     return failed
 
 
