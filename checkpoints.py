@@ -44,9 +44,11 @@ def transformers_names(name, model_type):
     layer = [names.get("encoder.layer", "encoder.layer"), *layer[1:]] if layer else []
     return [".".join([*layer, names.get(part, part), kind]) for part in WEIGHTS[module]]
 
+
 NO_SAFETENSORS = (
-    "it has no model.safetensors, and a pickle (pytorch_model.bin) can run any code; if you trust it, convert it: from "
-    "transformers import *; AutoModel.from_pretrained({0!r}, use_safetensors=False).save_pretrained('converted'); "
+    "it has no model.safetensors, and a pickle (pytorch_model.bin) can run any code; if you trust it, convert it: "
+    "from transformers import AutoModel, AutoTokenizer; "
+    "AutoModel.from_pretrained({0!r}, use_safetensors=False).save_pretrained('converted'); "
     "AutoTokenizer.from_pretrained({0!r}).save_pretrained('converted')"
 )
 
@@ -90,11 +92,12 @@ class Wrapped(nn.Module):
         self.config = WrappedConfig(
             theirs.model_type, theirs.vocab_size, theirs.hidden_size, theirs.num_hidden_layers,
             (length if length > 0 else 512) - (0 if padding is None else padding + 1),
-            getattr(theirs, "type_vocab_size", 0), theirs.pad_token_id or 0, values,
+            getattr(theirs, "type_vocab_size", 0) or 0, theirs.pad_token_id or 0, values,
         )  # fmt: skip
 
     @property
     def layers(self):
+        """The first list of modules, which holds the layers. ALBERT's are groups of layers that share weights."""
         return next((part for part in self.module.modules() if isinstance(part, nn.ModuleList)), [])
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):

@@ -30,7 +30,7 @@ def tiny_checkpoint(folder, model_type, masked_lm=False, **changes):
     values = {
         "vocab_size": 30522, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
         "intermediate_size": 48, "max_position_embeddings": 66, "layer_norm_eps": 1e-3,
-        **{"embedding_size": 16} if model_type in ("electra", "albert") else {}, **changes,
+        **({"embedding_size": 16} if model_type in ("electra", "albert") else {}), **changes,
     }  # fmt: skip
     names = DISTILBERT if model_type == "distilbert" else {}
     config = transformers.CONFIG_MAPPING[model_type](**{names.get(name, name): values[name] for name in values})
