@@ -3,6 +3,7 @@
 It knows transformers' modules, and imports transformers where it is used. It never knows a task, a head or a run.
 """
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -115,19 +116,48 @@ class Wrapped(nn.Module):
         self.train()
 
 
-def read_module(folder, config):
-    """-> transformers' module with the weights of a checkpoint, what did not fit. Raises what transformers raises."""
+def read_checkpoint(folder):
+    """-> (what the configuration says, by transformers' names and by ours; the tensors of the encoder, {name: tensor};
+    the names of those that are missing, too many or of the wrong shape; the revision on the Hub or None).
+
+    `folder` is a folder, or a name on the Hub. Raises ValueError and what transformers raises.
+    """
     import transformers
 
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    theirs = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if getattr(theirs, "is_decoder", False) or theirs.is_encoder_decoder:
+        raise ValueError(f"it is a {theirs.model_type} that decodes; supported are encoders")
+    config = json.loads(theirs.to_json_string(use_diff=False))
+    if theirs.model_type == "distilbert":
+        config |= {"type_vocab_size": 0, "layer_norm_eps": 1e-12}  # these cannot be chosen
+        config |= {ours: config[name] for ours, name in DISTILBERT.items() if name in config}
     try:
-        return transformers.AutoModel.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True, ignore_mismatched_sizes=True,  # the caller refuses what is reported
+        module, info = transformers.AutoModel.from_pretrained(
+            folder, config=theirs, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True, ignore_mismatched_sizes=True,  # reported, and returned
         )  # fmt: skip
     except OSError as error:
         if "model.safetensors" in str(error):
             raise ValueError(NO_SAFETENSORS.format(str(folder))) from None
         raise
+    wrong = {*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    wrong = {name.removeprefix(f"{module.base_model_prefix}.") for name in wrong if not name.endswith("_ids")}
+    parts = {name for name, _ in module.named_children()} - {"pooler"}
+    wrong = {name for name in wrong if name.split(".")[0] in parts}  # neither heads nor pooler
+    state = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("pooler.")}
+    return config, state, wrong, getattr(theirs, "_commit_hash", None)
+
+
+def read_tokenizer(folder):
+    """The tokenizers.Tokenizer of a checkpoint. Raises ValueError and what transformers raises."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise ValueError("it has no fast version, and mtbert uses no other; take an encoder that has one")
+    return tokenizer.backend_tokenizer
 
 
 def make_module(values):

@@ -14,7 +14,6 @@ runs.py, how good it is in metrics.py. Shapes: B examples, T tokens, D hidden si
 import importlib.metadata
 import importlib.util
 import itertools
-import json
 import math
 import sys
 from array import array
@@ -33,7 +32,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import runs
-from checkpoints import DISTILBERT, Wrapped, read_module, transformers_names, write_checkpoint
+from checkpoints import DISTILBERT, Wrapped, read_checkpoint, read_tokenizer, transformers_names, write_checkpoint
 from data import InputError, Task, input_errors, parse_row
 from metrics import evaluate, one_answer, score, softmax
 
@@ -327,8 +326,6 @@ class Encoder(nn.Module):
         Every tensor of the checkpoint must have its place and its shape here, but for the heads that it was trained
         with; else InputError is raised.
         """
-        import transformers
-
         if is_run(name_or_folder):
             former = load(name_or_folder, "cpu", "float32").encoder
             encoder = make_encoder(asdict(former.config), dropout)
@@ -336,37 +333,22 @@ class Encoder(nn.Module):
             digest = runs.file_sha256(Path(name_or_folder) / "model.safetensors")
             encoder.source = f"the run {name_or_folder}, weights {digest[:12]}"
             return encoder
-        transformers.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
         folder, source = find_encoder(name_or_folder)
         with input_errors(f"encoder {name_or_folder!r} cannot be loaded (from {source})"):
-            theirs = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            if getattr(theirs, "is_decoder", False) or theirs.is_encoder_decoder:
-                raise ValueError(f"it is a {theirs.model_type} that decodes; supported are encoders")
-            config = json.loads(theirs.to_json_string(use_diff=False))
-            if theirs.model_type in MODEL_TYPES and config.get("hidden_act", config.get("activation")) in ACTIVATIONS:
-                config = {"embedding_size": theirs.hidden_size} | config
-                if theirs.model_type == "distilbert":
-                    config |= {"type_vocab_size": 0, "layer_norm_eps": 1e-12}  # these cannot be chosen
-                    config |= {ours: config[name] for ours, name in DISTILBERT.items() if name in config}
+            config, state, wrong, revision = read_checkpoint(folder)
+            model_type = config["model_type"]
+            if model_type in MODEL_TYPES and config.get("hidden_act") in ACTIVATIONS:
+                config = {"embedding_size": config["hidden_size"]} | config
                 config = {name: config[name] for name in EncoderConfig.__dataclass_fields__}
             else:
                 config = {"transformers": config}
             encoder = make_encoder(config, dropout)
-            model, info = read_module(folder, theirs)
             bundled = name_or_folder == DEFAULT_ENCODER
             if bundled and runs.file_sha256(folder / "model.safetensors") != DEFAULT_ENCODER_SHA256:
                 raise ValueError("these are not the published weights; install it again")
-        revision = getattr(theirs, "_commit_hash", None)  # of a checkpoint on the Hub
         encoder.source = f"{source}, revision {revision}" if revision else source
-
-        state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooler.")}
-        wrong = {*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])}
-        wrong = {name.removeprefix(f"{model.base_model_prefix}.") for name in wrong if not name.endswith("_ids")}
-        parts = {name for name, _ in model.named_children()} - {"pooler"}
-        wrong = {name for name in wrong if name.split(".")[0] in parts}  # neither heads nor pooler
         for name, parameter in encoder.named_parameters():
-            parts = transformers_names(name, theirs.model_type)
+            parts = transformers_names(name, model_type)
             tensors = [state.pop(part) for part in parts if part in state]
             if tensors and torch.cat(tensors).shape == parameter.shape:
                 parameter.data.copy_(torch.cat(tensors))
@@ -376,7 +358,7 @@ class Encoder(nn.Module):
             wrong = ", ".join(sorted(wrong)[:5])
             raise InputError(f"encoder {name_or_folder!r}: tensors missing or not fitting: {wrong}")
         if isinstance(encoder, Wrapped):
-            with input_errors(f"encoder {name_or_folder!r}, a {theirs.model_type}, is no encoder of texts"):
+            with input_errors(f"encoder {name_or_folder!r}, a {model_type}, is no encoder of texts"):
                 encoder.check()
         return encoder
 
@@ -412,17 +394,11 @@ def load_tokenizer(name_or_folder, max_length, vocab_size):
     Raises InputError where its size is far from the encoder's `vocab_size`: transformers makes an empty one, without
     a word, for a folder that has none.
     """
-    import transformers
-
     with input_errors(f"the tokenizer of encoder {name_or_folder!r} cannot be loaded"):
         if is_run(name_or_folder):
             tokenizer = Tokenizer.from_file(str(Path(name_or_folder) / "tokenizer.json"))
         else:
-            folder = find_encoder(name_or_folder)[0]
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            if not tokenizer.is_fast:
-                raise ValueError("it has no fast version, and mtbert uses no other; take an encoder that has one")
-            tokenizer = tokenizer.backend_tokenizer
+            tokenizer = read_tokenizer(find_encoder(name_or_folder)[0])
         if not vocab_size / 2 < tokenizer.get_vocab_size() <= vocab_size:
             raise ValueError(f"it has {tokenizer.get_vocab_size()} tokens, and the encoder {vocab_size}")
     tokenizer.no_padding()
