@@ -12,6 +12,7 @@ import json
 import math
 import random
 import re
+import shlex
 from collections import Counter, deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -88,27 +89,37 @@ class Cell(str):
     __slots__ = ()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Format:
     """How files are to be read."""
 
     text_column: str = "text"
     pair_column: str | None = None  # None: "text_pair", where there is one
     encoding: str | None = None  # None: UTF-8, or what the file's first bytes say
-    missing: tuple = ("nan", "NaN", "NA", "N/A", "None", "null")  # what stands for no label in a .csv or .tsv
+    missing: tuple = ("nan", "NaN", "NA", "N/A", "n/a", "<NA>", "#N/A", "None", "null", "NULL")  # no label, in tables
+
+
+PLAIN = Format()
 
 
 def format_flags(flag):
     """The flags that fill a Format, for argparse."""
-    flag("--text-column", default="text", metavar="NAME", help="the column of the text (default: %(default)s)")
-    flag("--pair-column", metavar="NAME", help="that of a second text, read with it (default: text_pair, if any)")
+    flag("--text-column", metavar="NAME", help="the column of the text (default: text)")
+    flag("--pair-column", metavar="NAME", help="the column of a second text (default: text_pair, if there is one)")
     flag("--text-encoding", metavar="NAME", help="such as cp1252 (default: UTF-8, or UTF-16 with a mark)")
-    flag("--missing", nargs="*", default=list(Format.missing), metavar="WORD",
-         help=f"no label, in .csv and .tsv, beside empty cells\n(default: {' '.join(Format.missing)})")  # fmt: skip
+    flag("--missing", nargs="*", metavar="WORD", help="words for no label in .csv and .tsv, beside empty cells")
 
 
-def format_of(args):
-    return Format(args.text_column, args.pair_column, args.text_encoding, tuple(args.missing))
+def format_of(args, stored=None):
+    """The Format that flags ask for; where they are silent, that of the flags that a run was trained with."""
+
+    def pick(name, kind, default):
+        given = getattr(args, name)
+        given = (stored or {}).get(name) if given is None else given
+        return given if isinstance(given, kind) else default
+
+    missing = tuple(map(str, pick("missing", list, PLAIN.missing)))
+    return Format(pick("text_column", str, "text"), pick("pair_column", str, None), args.text_encoding, missing)
 
 
 @dataclass
@@ -122,15 +133,16 @@ class Notes:
 # ---------------------------------------------------------------------------------------------------------------------
 # From files to rows
 
-MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
+         (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 
 
 def read_lines(path, encoding=None):
     """Yield each line of a text file with its ending, "\\n", "\\r\\n" or "\\r"; "-" is standard input."""
     with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
-        if encoding is None:
-            start = file.peek(4)
-            encoding = next((name for mark, name in MARKS if start.startswith(mark)), "utf-8")
+        start = file.peek(4)
+        marked = next((name for mark, name in MARKS if start.startswith(mark)), None)
+        encoding = marked or encoding or "utf-8"
         try:
             name = codecs.lookup(encoding).name
             yield from io.TextIOWrapper(file, "utf-8-sig" if name == "utf-8" else encoding, newline="")
@@ -148,8 +160,8 @@ def undecodable_byte(path, encoding):
             pending = len(decoder.getstate()[0])
             try:
                 decoder.decode(chunk)
-            except UnicodeDecodeError as error:
-                return place - pending + error.start
+            except UnicodeError as error:
+                return place - pending + getattr(error, "start", 0)
             place += len(chunk)
     return place
 
@@ -165,8 +177,11 @@ def parse_json(text, where):
             raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} occurs twice")
         return row
 
-    with input_errors(f"{where}: invalid JSON"):
+    try:
         return json.loads(text, parse_float=finite, parse_constant=finite, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        hint = "; for a row a line, name the file .jsonl" if "Extra data" in str(error) else ""
+        raise InputError(f"{where}: invalid JSON: {error}{hint}") from None
 
 
 def read_table(path, encoding=None):
@@ -176,10 +191,13 @@ def read_table(path, encoding=None):
     """
     csv.field_size_limit(2**31 - 1)  # the csv module's own limit is 128 KiB a cell
     tsv, lines = str(path).lower().endswith(".tsv"), read_lines(path, encoding)
-    first = next(lines, "")
+    read = []
+    while (first := next(lines, None)) is not None and (not first.strip() or re.fullmatch(r"sep=.\s*", first)):
+        read.append("\n")  # an empty line, or Excel's word for the separator
+    first = first or ""
     separators = "\t,;|" if tsv else ",;\t|"
     separator = max(separators, key=re.sub(r'"[^"]*"', "", first).count)
-    lines = itertools.chain([first], lines)
+    lines = itertools.chain(read, [first], lines)
     records = read_tabs(lines) if tsv and separator == "\t" else read_csv(path, lines, separator)
     _, header = next(records, (0, []))
     if "\0" in first:
@@ -188,12 +206,14 @@ def read_table(path, encoding=None):
 
 
 def read_csv(path, lines, separator):
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    reader, number = csv.reader(lines, delimiter=separator, strict=True), 0
     try:
         for cells in filter(None, reader):  # an empty line is no row
-            yield reader.line_num, cells
+            number = reader.line_num
+            yield number, cells
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+        hint = 'a cell that begins with a quote ends with one, and those within are doubled ("")'
+        raise InputError(f"{path}, line {number + 1}: {error}; {hint}") from None
 
 
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
@@ -216,8 +236,8 @@ def read_tabs(lines):
         return line.rstrip("\r\n").split("\t")
 
     def is_row(cells):
-        opened = cells[-1].startswith('"') and not QUOTED.fullmatch(cells[-1])
-        return len(cells) == width and not (opened and peek(1) is not None and len(split(peek(1))) != width)
+        opened = cells[-1].startswith('"') and not QUOTED.fullmatch(cells[-1]) and peek(1) is not None
+        return len(cells) == width and not (opened and (width == 1 or len(split(peek(1))) != width))
 
     while (line := peek(0)) is not None:
         cells, taken = split(line), 1
@@ -237,16 +257,15 @@ def read_tabs(lines):
             yield number, cells
 
 
-def read_rows(path, form=None, label_names=None):
+def read_rows(path, form=PLAIN, label_names=None):
     """Yield (where, split, row, cells) for each row of a .json, .jsonl, .csv, .tsv or .txt file; "-" is texts on stdin.
 
     `row` is a dict, or the InputError that says what is wrong with this row alone; `cells` is what a table's line
-    holds. A column that occurs twice has a tuple of its cells. `split` is None, but for a .json object of splits, whose
-    "label_names" are added to `label_names`. All but .json are read as a stream. Raises InputError where what follows
-    cannot be read either, OSError if the file cannot be read.
+    holds, or a broken line of JSON. A column that occurs twice has a tuple of its cells. `split` is None, but for a
+    .json object of splits, whose "label_names" are added to `label_names`. All but .json are read as a stream. Raises
+    InputError where what follows cannot be read either, OSError if the file cannot be read.
     """
-    form, kind = form or Format(), "txt" if path == "-" else Path(path).suffix.lower().lstrip(".")
-    where = None
+    kind, where = "txt" if path == "-" else Path(path).suffix.lower().lstrip("."), None
     if kind == "json":
         content = parse_json("".join(read_lines(path, form.encoding)), path)
         splits = content if isinstance(content, dict) else {None: content}
@@ -261,17 +280,16 @@ def read_rows(path, form=None, label_names=None):
             for count, row in enumerate(rows, 1):
                 where = f"{path}, {split + ' ' if split else ''}row {count}"
                 yield where, split, row, None
-    elif kind in ("jsonl", "txt"):
+    elif kind in ("jsonl", "ndjson", "txt"):
         for count, line in enumerate(read_lines(path, form.encoding), 1):
             where = f"{path}, line {count}"
             if kind == "txt":
                 yield where, None, {form.text_column: line.rstrip("\r\n")}, None
             elif line.strip():
                 try:
-                    row = parse_json(line, where)
+                    yield where, None, parse_json(line, where), None
                 except InputError as error:
-                    row = error
-                yield where, None, row, None
+                    yield where, None, error, [line.rstrip("\r\n")]
     elif kind in ("csv", "tsv"):
         header, _, records = read_table(path, form.encoding)
         columns = {}
@@ -297,42 +315,43 @@ def read_rows(path, form=None, label_names=None):
 # From rows to tasks
 
 
-def parse_row(where, row, form=None, cells=None):
+def parse_row(where, row, form=PLAIN, cells=None):
     """The Row of a row as read. Raises InputError for a text that is missing, empty or no Unicode text."""
-    form = form or Format()
     if isinstance(row, InputError):
         raise row
     if not isinstance(row, dict):
         raise InputError(f'{where}: a row must be an object such as {{"text": "great movie"}}')
     text, pair = row.get(form.text_column), row.get(form.pair_column or "text_pair") or None
     for name in (form.text_column, form.pair_column or form.text_column):
-        if row.get(name) is None:
+        if name not in row:
             flag = "--text-column" if name == form.text_column else "--pair-column"
             raise InputError(f"{where}: no {name!r} among the keys {listed(row)}; {flag} names it")
-        if isinstance(row[name], tuple):
-            raise InputError(f"{where}: two columns have the name {name!r}")
     for value in (text, pair or text):
         if not isinstance(value, str) or not value.strip():
             raise InputError(f"{where}: the text must be a string that is not empty")
     try:
-        "".join((text, pair or "", *row)).encode()
+        "".join((text, pair or "", *row, *(value for value in row.values() if isinstance(value, str)))).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{where}: a text or a key has a lone surrogate, which is no character") from None
+        raise InputError(f"{where}: a text, key or label has a lone surrogate, which is no character") from None
     labels = {}
     for name, value in row.items():
-        if value is None or value == "" or name in (form.text_column, form.pair_column or "text_pair"):
-            continue
-        if cells is None or isinstance(value, tuple):
-            labels[name] = value
-        elif value not in form.missing:
-            labels[name] = Cell(value)
+        if name not in (form.text_column, form.pair_column or "text_pair"):
+            if cells is None or isinstance(value, tuple):
+                labels |= {name: value} if value not in (None, "") else {}
+            elif (value := value.strip()) and value not in form.missing:
+                labels[name] = Cell(value)
     return Row(where, text, pair, labels)
 
 
 def check_text_column(path, rows, form):
-    """Raise InputError where none of a file's first rows has the text, naming the column that seems to hold it."""
+    """Raise InputError where none of a file's first rows has the texts, naming the column that seems to hold them."""
     rows = [row for row in rows if isinstance(row, dict)]
     columns = dict.fromkeys(name for row in rows for name in row)
+    for name in (form.text_column, form.pair_column):
+        if rows and isinstance(rows[0].get(name), tuple):
+            raise InputError(f"{path}: two columns have the name {name!r}")
+    if rows and form.pair_column is not None and form.pair_column not in columns:
+        raise InputError(f"{path}: no {form.pair_column!r} among the columns {listed(columns)}; --pair-column names it")
     if not rows or form.text_column in columns:
         return
     sentences = []
@@ -340,12 +359,12 @@ def check_text_column(path, rows, form):
         words = [len(row[name].split()) for row in rows if isinstance(row.get(name), str)]
         if words and np.mean(words) >= 3:
             sentences.append(name)
-    hint = f"{sentences[0]!r} holds sentences: --text-column {sentences[0]}" if len(sentences) == 1 else ""
+    hint = f"{sentences[0]!r} holds sentences: --text-column {shlex.quote(sentences[0])}" if len(sentences) == 1 else ""
     hint = hint or "--text-column names the text"
     raise InputError(f"{path}: no {form.text_column!r} among the columns {listed(columns)}; {hint}")
 
 
-WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,99})(\.0+)?")  # not 007
+WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,17})(\.0*)?")  # not 007, nor what is too long for an integer of 64 bits
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.I)
 
 
@@ -360,18 +379,17 @@ def as_class(label):
     """A label as a class: whole numbers are integers however they are written, all else is text."""
     if isinstance(label, Cell):
         return int(label.partition(".")[0]) if WHOLE.fullmatch(label) else str(label)
-    if isinstance(label, bool):
-        return str(label).lower()
-    return int(label) if isinstance(label, (int, float)) and not label % 1 else str(label)
+    if isinstance(label, bool) or not isinstance(label, (int, float)) or label % 1 or abs(label) >= 2**63:
+        return str(label)
+    return int(label)
 
 
 def as_label(label, kind):
     """A label as one of the kind: int or str for classes, float for a number. Raises ValueError for what is none."""
+    if type(label) in NO_LABEL:
+        raise ValueError(f"{label} is no label")
     if kind is not float:
-        label = as_class(label) if kind is int or isinstance(label, bool) else str(label)
-        if isinstance(label, int) and abs(label) >= 2**63:
-            raise ValueError(f"{label} is too large")
-        return label
+        return as_class(label) if kind is int else str(label)
     if (number := as_number(label)) is None or not math.isfinite(number):
         raise ValueError(f"{label!r} is no number")
     return float(number)
@@ -386,23 +404,23 @@ def find_kind(name, rows, regression):
         if (kind := type(row.labels[name])) in NO_LABEL:
             raise InputError(f"{row.where}: {name!r} has {NO_LABEL[kind]}, which no task takes; --tasks names others")
     labels = [row.labels[name] for row in rows]
-    if all(isinstance(label, bool) for label in labels):
+    if all(isinstance(label, bool) or label in ("True", "False") for label in labels) and name not in regression:
         return str
     numbers = [as_number(label) for label in labels]
     words = [row for row, number in zip(rows, numbers, strict=True) if number is None]
     fractions = [row for row, number in zip(rows, numbers, strict=True) if number is not None and number % 1]
     meant = fractions or [row for row in rows if isinstance(row.labels[name], (int, float))]
     if words and (meant or name in regression):
-        odd, *others = [part[0] for part in sorted((words, meant), key=len) if part]
-        elsewhere = f" and {others[0].labels[name]!r:.40} elsewhere" if others else ", which is no number"
-        hint = "; --missing names words for no label" if isinstance(odd.labels[name], Cell) else ""
-        raise InputError(f"{odd.where}: {name!r} is {odd.labels[name]!r:.40} here{elsewhere}{hint}")
+        word = words[0]
+        number = f", but {meant[0].labels[name]} in {meant[0].where}" if meant else ", which is no number"
+        hint = "; --missing names words for no label" if isinstance(word.labels[name], Cell) else ""
+        raise InputError(f"{word.where}: {name!r} is {word.labels[name]!r:.40} here{number}{hint}")
     if fractions or name in regression:
         return float
     return int if not words and all(isinstance(as_class(label), int) for label in labels) else str
 
 
-ID_NAME = re.compile(r"unnamed: \d+|(.*[^a-z])?(id|ids|uid|uuid|guid|index|idx|date|datetime|timestamp)", re.I)
+ID_NAME = re.compile(r"unnamed: [\d.]+|(.*[^a-z])?(id|ids|uid|uuid|guid|index|idx|date|datetime|timestamp)", re.I)
 CAMEL_ID = re.compile(r".*[a-z](Id|ID|Date|Index)")
 DATE = re.compile(r"\d{4}-\d\d?-\d\d?([T ].*)?|\d{4}/\d\d?/\d\d?( .*)?|\d\d?[./-]\d\d?[./-]\d{2,4}( .*)?")
 
@@ -417,6 +435,8 @@ def why_no_task(name, labels):
     if kinds & NO_LABEL.keys():
         return NO_LABEL[kinds.pop()] if len(kinds) == 1 else None  # a mixture is a mistake
     if kinds <= {str, Cell}:
+        if all(re.fullmatch(r"\[.*\]", label) for label in labels):
+            return NO_LABEL[list]
         if sum(DATE.fullmatch(label) is not None for label in labels) > 0.9 * len(labels):
             return "dates"
         if np.mean([label.count(" ") for label in labels]) > 5:
@@ -430,8 +450,9 @@ def why_no_task(name, labels):
     return None
 
 
-def choose_tasks(path, rows, names, regression, notes):
-    """-> {task: kind of its labels}: the columns `names`, else all that look like labels. Raises InputError."""
+def choose_tasks(path, rows, names, all_tasks, regression, notes):
+    """-> the names of the tasks, which are `names`, else all columns that look like labels; {task: kind of its labels}
+    of all of them or of the first. Raises InputError."""
     columns = {}
     for row in rows:
         for name in row.labels:
@@ -452,7 +473,8 @@ def choose_tasks(path, rows, names, regression, notes):
         raise InputError(f'{path}: no row has a label; a row is {{"text": ..., TASK: LABEL, ...}}')
     if unknown := set(regression) - set(names):
         raise InputError(f"--regression: there is no task {min(unknown)!r}")
-    return {name: find_kind(name, columns[name], regression) for name in dict.fromkeys(names)}
+    names = list(dict.fromkeys(names))
+    return names, {name: find_kind(name, columns[name], regression) for name in names[: None if all_tasks else 1]}
 
 
 def make_task(name, kind, rows, names):
@@ -481,7 +503,7 @@ def convert_labels(rows, kinds):
                 key = kind, type(row.labels[name]), row.labels[name]
                 try:
                     labels[name] = known[key] = known[key] if key in known else as_label(row.labels[name], kind)
-                except (TypeError, ValueError, OverflowError):
+                except (TypeError, ValueError):
                     what = "finite number" if kind is float else "class"
                     label = str(row.labels[name])
                     raise InputError(f"{row.where}: the label {label:.60} of {name!r} is no {what}") from None
@@ -493,8 +515,8 @@ def convert_labels(rows, kinds):
 # Splits
 
 
-def hold_out(rows, tasks, seed, fraction=0.1):
-    """Split `rows` in two, the second a stratified `fraction`; every class keeps a row in the first.
+def hold_out(rows, tasks, seed, fraction=0.1, name=""):
+    """Split `rows` of the task `name` in two, the second a stratified `fraction`; every class keeps one in the first.
 
     Rows are sorted by their labels, equal ones shuffled, and picked at equal distances, so that each combination of
     labels, however rare, and each range of a regression target gives its share.
@@ -514,8 +536,8 @@ def hold_out(rows, tasks, seed, fraction=0.1):
             left.subtract(keys)
             due -= 1
     if not held:
-        names = ", ".join(repr(task.name) for task in tasks)
-        raise InputError(f"no row can be held out for validation without losing a label of {names}; --val gives rows")
+        raise InputError(f"no row of {name!r} can be held out for validation without losing a class; --val gives rows, "
+                         "--tasks leaves it out")  # fmt: skip
     return [row for i, row in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]
 
 
@@ -535,7 +557,7 @@ def read_file(path, default, form, label_names, notes):
         splits[split or default].append(parse_row(where, row, form, cells))
         columns |= dict.fromkeys(row)
         if cells is not None:
-            missing.update((name, cell) for name, cell in row.items() if cell in form.missing)
+            missing.update((name, word) for name, cell in row.items() if (word := str(cell).strip()) in form.missing)
     if not splits[default]:
         raise InputError(f"{path}: no rows for {default}")
     if blank:
@@ -543,7 +565,7 @@ def read_file(path, default, form, label_names, notes):
     return splits, columns, missing
 
 
-def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=True, seed=0, form=None,
+def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=True, seed=0, form=PLAIN,
               regression=(), notes=None):  # fmt: skip
     """Read and merge the files of the three splits, and find the tasks.
 
@@ -553,7 +575,7 @@ def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=Tr
     that no validation row is labelled for, a tenth of the training rows is held out. What the user should know goes to
     `notes`. Raises InputError, OSError.
     """
-    form, notes, label_names = form or Format(), notes or Notes(), {}
+    notes, label_names = notes or Notes(), {}
     splits, parts, missing = {split: [] for split in SPLITS}, [], Counter()
     for default, files in zip(SPLITS, (train_files, val_files, test_files), strict=True):
         for path in files:
@@ -562,13 +584,11 @@ def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=Tr
             for split in SPLITS if default == "train" else [default]:
                 splits[split] += rows[split]
                 parts += [(path, split, columns, rows[split])] if rows[split] and split != "train" else []
-    kinds = choose_tasks(train_files[0], splits["train"], names, regression, notes)
+    names, kinds = choose_tasks(train_files[0], splits["train"], names, all_tasks, regression, notes)
     for path, split, columns, rows in parts:
-        if not any(row.labels.keys() & kinds for row in rows):
-            raise InputError(f"{path}: no {split} row has a label of the tasks {listed(kinds)}; its columns are "
+        if not any(row.labels.keys() & set(names) for row in rows):
+            raise InputError(f"{path}: no {split} row has a label of the tasks {listed(names)}; its columns are "
                              f"{listed(columns)}; --tasks names the tasks")  # fmt: skip
-    if not all_tasks:
-        kinds = dict(list(kinds.items())[:1])
     for (name, word), count in sorted(missing.items()):
         if name in kinds:
             notes.said.append(f"{count} cells {word!r} of {name!r} are no labels; --missing sets such words")
@@ -576,21 +596,26 @@ def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=Tr
     tasks = [make_task(name, kind, splits["train"], label_names.get(name, {})) for name, kind in kinds.items()]
     for task in tasks:
         for split in ("validation", "test"):
-            labels = [row.labels[task.name] for row in splits[split] if task.name in row.labels]
-            if splits[split] and not labels:
+            if splits[split] and not any(task.name in row.labels for row in splits[split]):
                 instead = "; a tenth of its training rows is held out" if split == "validation" else ""
                 notes.said.append(f"no {split} row has a label of {task.name!r}{instead}")
-            unseen = [label for label in labels if task.labels and label not in task.labels]
-            if unseen:
-                notes.said.append(f"{len(unseen)} {split} labels of {task.name!r} are in no training row and count as "
-                                  f"wrong: {listed(dict.fromkeys(unseen), 3)}")  # fmt: skip
+            notes.said += unseen_labels(task, split, splits[split])
     for task in tasks:
         if not any(task.name in row.labels for row in splits["validation"]):
-            kept, held = hold_out([row for row in splits["train"] if task.name in row.labels], tasks, seed)
+            labelled = [row for row in splits["train"] if task.name in row.labels]
+            kept, held = hold_out(labelled, tasks, seed, name=task.name)
             splits["train"] = [row for row in splits["train"] if task.name not in row.labels] + kept
             splits["validation"] += held
     # without the held-out rows
     return [make_task(name, kind, splits["train"], label_names.get(name, {})) for name, kind in kinds.items()], splits
+
+
+def unseen_labels(task, what, rows):
+    """In a list, a sentence on labels of a task that it does not have, if there are any."""
+    labels = [row.labels[task.name] for row in rows if task.name in row.labels]
+    unseen = [label for label in labels if task.labels and label not in task.labels]
+    names = f"are in no training row and count as wrong: {listed(dict.fromkeys(unseen), 3)}"
+    return [f"{len(unseen)} {what} labels of {task.name!r} {names}"] if unseen else []
 
 
 def data_warnings(tasks, splits):
@@ -601,10 +626,14 @@ def data_warnings(tasks, splits):
             number = f"--regression {task.name} makes it a number, " if all(isinstance(x, int) for x in labels) else ""
             yield (f"{task.name!r} has {len(labels)} classes of {sum(task.counts) / len(labels):.1f} rows on average; "
                    f"{number}--tasks leaves it out")  # fmt: skip
+        words = [label for label in labels if isinstance(label, str)]
+        if words and all(re.fullmatch(r"[+-]?\d+,\d+", word) for word in words):
+            yield f"{task.name!r} has decimal commas, so that each number is a class; write points"
         for separator in "|;,":
-            parts = [part for label in labels if isinstance(label, str) for part in label.split(separator)]
-            if len(parts) > 1.5 * len(labels) and len(set(parts)) < len(labels):
-                yield f"{task.name!r} looks like several labels a text ({labels[0]!r}): each combination is a class"
+            joined = [word for word in words if separator in word]
+            parts = {part.strip() for word in joined for part in word.split(separator)}
+            if parts & set(words) or (2 * len(joined) > len(labels) > len(parts)):
+                yield f"{task.name!r} looks like several labels a text ({joined[0]!r}): each combination is a class"
         spellings = {}
         for label in labels:
             spellings.setdefault(" ".join(str(label).casefold().split()), []).append(label)

@@ -11,6 +11,7 @@ import csv
 import itertools
 import json
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,7 @@ from data import (
     printable,
     read_rows,
     read_table,
+    unseen_labels,
 )
 from metrics import evaluate
 
@@ -58,10 +60,16 @@ def parse_args(argv):
         raise InputError("--score takes --input FILE with labels, and no --json")
     if args.input == "-" and runs.launched().processes > 1:
         raise InputError("standard input cannot be shared out among processes; name a file")
-    if args.output and (Path(args.output).is_dir() or not Path(args.output).parent.is_dir()):
-        raise InputError(f"--output {args.output} is a folder, or in none that exists; name a file")
-    if args.output and not args.score and Path(args.output).suffix.lower() not in ("", ".jsonl", ".csv", ".tsv"):
-        raise InputError(f"--output {args.output}: known are .jsonl (JSON Lines), .csv and .tsv")
+    if args.output:
+        output, kinds = Path(args.output), (".json",) if args.score else (".jsonl", ".csv", ".tsv")
+        if output.is_dir() or not output.parent.is_dir():
+            raise InputError(f"--output {output} {'is a folder' if output.is_dir() else 'is in no folder that exists'}")
+        if output.suffix.lower() not in ("", *kinds):
+            raise InputError(f"--output {output}: known are {', '.join(kinds)}")
+        if args.input and output.exists() and Path(args.input).exists() and output.samefile(args.input):
+            raise InputError(f"--output {output} is the input, which would be lost; name another file")
+        if args.json and is_table(args.output):
+            raise InputError(f"--json writes JSON Lines, and --output {output} is none")
     return args
 
 
@@ -96,14 +104,15 @@ def is_table(path):
     return path is not None and path.lower().endswith((".csv", ".tsv"))
 
 
-def bars_writer(tasks, args, _):
+def bars_writer(model, args, _):
     def write(row, _, predictions, error):
-        report.print_bars(tasks, row[args.text_column], predictions)
+        report.print_bars(model.tasks, *row.values(), predictions)
 
     return write
 
 
-def table_writer(tasks, args, _):
+def table_writer(model, args, _):
+    tasks, column = model.tasks, form_of(model, args).text_column
     names = [[report.describe_class(*item) for item in task.names.items()] for task in tasks]
     widths = [max(map(len, [t.name, *(f"{x}? 0.00" for x in some)])) for t, some in zip(tasks, names, strict=True)]
     left = max(24, report.terminal_width() - sum(widths) - 2 * len(tasks))
@@ -112,7 +121,7 @@ def table_writer(tasks, args, _):
         print("  ".join([f"{report.shorten(text, left):{left}}", *cells]).rstrip())
 
     def write(row, _, predictions, error):
-        text = str(row.get(args.text_column, "")) if isinstance(row, dict) else ""
+        text = str(row.get(column, "")) if isinstance(row, dict) else ""
         shown = [printable(report.describe(p)) for p in predictions.values()] if predictions else [error]
         print_row(text, [f"{cell:{width}}" for cell, width in zip(shown, widths, strict=False)])
 
@@ -120,24 +129,26 @@ def table_writer(tasks, args, _):
     return write
 
 
-def json_writer(tasks, args, out):
+def json_writer(model, args, out):
     def check(columns):
         if taken := {"predictions", "error"} & set(columns):
             raise InputError(f"{args.input} has {min(taken)!r} already, which would be lost; rename it")
 
-    def write(row, _, predictions, error):
-        row = row if isinstance(row, dict) else {}
-        check(row)
+    def write(row, cells, predictions, error):
+        row = row if isinstance(row, dict) else {"row": cells or row}  # what cannot be read is kept as it is
         print(json.dumps(row | {"predictions": predictions} | ({"error": error} if error else {})), file=out)
 
     if is_table(args.input):
         check(read_table(args.input, args.text_encoding)[0])
+    elif args.input and args.input != "-":
+        for _, _, row, _ in read_rows(args.input, form_of(model, args)):
+            check(row if isinstance(row, dict) else ())
     return write
 
 
-def csv_writer(tasks, args, out):
+def csv_writer(model, args, out):
     """The input's columns, then TASK and TASK_probability for each task, and `error`; written as the input is."""
-    header, separator, mark = [args.text_column], ",", ""
+    tasks, header, separator, mark = model.tasks, [form_of(model, args).text_column], ",", ""
     if is_table(args.input):
         header, separator, _ = read_table(args.input, args.text_encoding)
         with open(args.input, "rb") as file:
@@ -146,13 +157,13 @@ def csv_writer(tasks, args, out):
         raise InputError(f"--output {args.output} takes a .csv, .tsv or .txt as input; for {args.input}, name a .jsonl")
     tsv = args.output.lower().endswith(".tsv")
     separator = "\t" if tsv else "," if separator == "\t" else separator
-    added = []
+    names, added = [name.strip() for name in header], []
     for task in tasks:
-        name = f"{task.name}_predicted" if task.name in header else task.name  # a labelled file keeps its labels
+        name = f"{task.name}_predicted" if task.name in names else task.name  # a labelled file keeps its labels
         added += [name, f"{task.name}_probability"] if task.labels else [name]
     added.append("error")
-    if taken := set(header) & set(added):
-        raise InputError(f"{args.input} has a column {min(taken)!r}, which would be written; rename it")
+    if taken := [name for name, count in Counter([*set(names), *added]).items() if count > 1]:
+        raise InputError(f"--output {args.output} would have two columns {taken[0]!r}; rename one, or name a .jsonl")
     writer = csv.writer(out, delimiter=separator, lineterminator="\n")
     out.write(mark)
     writer.writerow(header + added)
@@ -162,7 +173,11 @@ def csv_writer(tasks, args, out):
         for task in tasks:
             p = predictions[task.name] if predictions else {"label": "", "probability": "", "value": ""}
             values += [p["label"], p["probability"]] if task.labels else [p["value"]]
-        cells = [row[args.text_column]] if cells is None else (cells + [""] * len(header))[: len(header)]
+        if cells is None:
+            cells = [row[header[0]]]
+        elif len(cells) != len(header):
+            error += f"; the row is {separator.join(cells)}"
+            cells = (cells + [""] * len(header))[: len(header)]
         writer.writerow(cells + values + [error or ""])
 
     return write
@@ -172,10 +187,12 @@ def csv_writer(tasks, args, out):
 
 
 def read_windows(model, rows, args):
-    """Yield (window, errors, data) for WINDOW rows at a time: the rows as read; for each row None, or why it cannot be
-    predicted; the others as a Dataset, with their labels for --score. With --strict InputError is raised instead."""
-    form, strict = format_of(args), args.strict or not args.input
+    """Yield (window, errors, data, parsed) for WINDOW rows at a time: the rows as read; for each None, or why it cannot
+    be predicted; the others as a Dataset, and as Rows, with their labels for --score. With --strict InputError is
+    raised instead."""
+    form, strict = form_of(model, args), args.strict or not args.input
     tasks = model.tasks if args.score else []
+    kinds = {task.name: task.kind for task in tasks}
     for n in itertools.count():
         window = list(islice(rows, WINDOW))
         if n == 0:
@@ -185,13 +202,11 @@ def read_windows(model, rows, args):
         parsed, errors = {}, [None] * len(window)
         for i, (where, _, row, cells) in enumerate(window):
             try:
-                parsed[i] = parse_row(where, row, form, cells)
-                parsed[i], = convert_labels([parsed[i]], {task.name: task.kind for task in tasks})
+                [parsed[i]] = convert_labels([parse_row(where, row, form, cells)], kinds)
             except InputError as error:
                 if strict:
                     raise
-                errors[i] = str(error).removeprefix(f"{where}: ")
-                parsed.pop(i, None)
+                errors[i] = str(error).removeprefix(f"{where}: ") if isinstance(row, dict) else str(error)
         empty = None if strict else []
         data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks, empty, model.long)
         if empty:
@@ -200,17 +215,25 @@ def read_windows(model, rows, args):
                 errors[places[i]] = "no token is left of the text"
                 del parsed[places[i]]
             data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks, long=model.long)
-        yield window, errors, data
+        yield window, errors, data, list(parsed.values())
+
+
+def form_of(model, args):
+    """How to read the rows: as the flags say, else as those were read that the model learned from."""
+    flags = model.record.get("flags")
+    return format_of(args, flags if isinstance(flags, dict) and args.input else None)
 
 
 def score(model, rows, args):
     """Print the metrics of the labelled rows, as training does, and write them to --output as JSON."""
-    logits, labels, columns, failed = [], [], {}, 0
-    for window, errors, data in read_windows(model, rows, args):
+    logits, labels, columns, labelled, failures = [], [], {}, [], []
+    for window, errors, data, parsed in read_windows(model, rows, args):
         logits.append(mtbert.compute_logits(model, data))
         labels.append(data.labels)
         columns |= dict.fromkeys(name for _, _, row, _ in window if isinstance(row, dict) for name in row)
-        failed += sum(error is not None for error in errors)
+        labelled += [row._replace(text="") for row in parsed]
+        places = zip(window, errors, strict=True)
+        failures += [f"{where}: {error.removeprefix(f'{where}: ')}" for (where, *_), error in places if error]
     names = [task.name for task in model.tasks]
     logits, labels = (
         {name: np.concatenate([part[name] for part in parts]) for name in names} for parts in (logits, labels)
@@ -218,13 +241,13 @@ def score(model, rows, args):
     metrics = evaluate(model.tasks, labels, logits)
     if not metrics:
         raise InputError(f"{args.input}: no row has a label of {listed(names)}; its columns are {listed(columns)}")
-    for task in model.tasks:
-        if count := (labels[task.name] == len(task.labels or ())).sum() if task.labels else 0:
-            runs.warn(f"{count} labels of {task.name!r} are none of the model's classes and count as wrong")
+    for sentence in [sentence for task in model.tasks for sentence in unseen_labels(task, "", labelled)]:
+        runs.warn(sentence)
+    if failures:
+        runs.warn(f"{len(failures)} rows were left out; the first: {failures[0]}")
     report.print_metrics(model.tasks, metrics, Path(args.input).name)
     if args.output and runs.processes()[0] == 0:
         runs.write(args.output, metrics)
-    return failed
 
 
 def predict(model, rows, args):
@@ -233,8 +256,8 @@ def predict(model, rows, args):
     failed = cut = 0
     with opened(args.output) as out, tqdm(unit=" rows", disable=quiet) as bar:
         people = table_writer if args.input else bars_writer
-        write = (json_writer if as_json else csv_writer if args.output else people)(model.tasks, args, out)
-        for window, errors, data in read_windows(model, rows, args):
+        write = (json_writer if as_json else csv_writer if args.output else people)(model, args, out)
+        for window, errors, data, _ in read_windows(model, rows, args):
             predictions = iter(mtbert.predict_encoded(model, data))
             for (_, _, row, cells), error in zip(window, errors, strict=True):
                 write(row, cells, None if error else next(predictions), error)
@@ -243,7 +266,8 @@ def predict(model, rows, args):
             bar.update(len(window))
     if cut:
         runs.note(f"{cut} texts are longer than the model's maximum and {mtbert.LONG[model.long]}")
-    return failed
+    if failed:
+        runs.note(f"{failed} rows could not be predicted; their lines say why, and --strict stops at the first")
 
 
 def main(argv=None):
@@ -251,12 +275,12 @@ def main(argv=None):
     runs.join_processes(mtbert.pick_device(args.device))
     folder = args.model or runs.from_rank_0(newest_run() if runs.processes()[0] == 0 else None)
     model = mtbert.load(folder, args.device, args.dtype)
+    form = form_of(model, args)
     if args.input:
-        rows = read_rows(args.input, format_of(args))
+        rows = read_rows(args.input, form)
     else:
-        rows = ((f"text {i}", None, {args.text_column: text}, None) for i, text in enumerate(args.texts, 1))
-    if failed := (score if args.score else predict)(model, rows, args):
-        runs.note(f"{failed} rows could not be predicted; their lines say why, and --strict stops at the first")
+        rows = ((f"text {i}", None, {form.text_column: text}, None) for i, text in enumerate(args.texts, 1))
+    (score if args.score else predict)(model, rows, args)
 
 
 if __name__ == "__main__":

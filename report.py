@@ -51,9 +51,11 @@ def print_data(tasks, rows, notes, mixture=None):
     """Say which columns are tasks, how many labels each split has of each, how tasks hang together, and what may be a
     mistake. `notes` are what reading found; None, and nothing is warned of. `mixture` is mtbert.mixture's."""
     kinds = (f"{task.name} ({f'{len(task.labels)} classes' if task.labels else 'a number'})" for task in tasks)
-    left_out = (f"{name!r} ({reason})" for name, reason in (notes.left_out if notes else {}).items())
-    left_out = "; left out: " * bool(notes and notes.left_out) + ", ".join(left_out)
-    print(printable(f"tasks: {', '.join(kinds)}{left_out}"))
+    line = f"tasks: {', '.join(kinds)}"
+    if notes and notes.left_out:
+        left_out = ", ".join(f"{name!r} ({reason})" for name, reason in notes.left_out.items())
+        line += f"; left out: {left_out}; --tasks takes any column"
+    print(printable(line))
     table = [["labels of", *rows, "majority", *["share of draws", "passes an epoch"] * bool(mixture)]]
     for task in tasks:
         counts = [sum(task.name in row.labels for row in part) for part in rows.values()]
@@ -74,6 +76,21 @@ def print_data(tasks, rows, notes, mixture=None):
             runs.warn(f"{one!r} and {other!r} nearly give each other away: Cramér's V {v:.2f}")
     for warning in [*notes.said, *data_warnings(tasks, rows)] if notes else ():
         runs.warn(warning)
+
+
+def print_encoder(name, encoder):
+    config, size = encoder.config, sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+    shape = f"{config.model_type}, {config.num_hidden_layers} layers, hidden size {config.hidden_size}"
+    print(f"encoder: {name}, from {encoder.source} ({shape}, {size:.1f}M parameters)")
+
+
+def print_texts(encoded, max_length, how, encoder):
+    """Say how many of the texts, {split: Dataset}, were cut and how, and where the encoder does not know the language."""
+    if cut := sum(part.cut for part in encoded.values()):
+        print(f"{cut} texts are longer than {max_length} tokens and {how}")
+    for split, part in encoded.items():
+        if part.unknown > 0.2:
+            runs.warn(f"{part.unknown:.0%} of the tokens of the {split} texts are unknown to {encoder}")
 
 
 def print_steps(epochs, draws, batch_size):

@@ -386,7 +386,7 @@ class Run:
                 if os.fstat(self.file.fileno()).st_size < self.at["log"]:
                     raise InputError(f"{path} is shorter than it was")
                 self.file.truncate(self.at["log"])  # the steps behind the snapshot are done again
-            self.stopped, self.stop = held.enter_context(stop_signals()), False
+            self.signals, self.stop = held.enter_context(stop_signals()), False  # here; known to all processes
             self.held = held.pop_all()
         return self
 
@@ -424,7 +424,7 @@ class Run:
     def log(self, losses, rows, lr, grad_norm, **more):
         """Note the losses of a step, {name: this process's share of it}, summed over the processes, and whether any
         process was told to stop. Raises Diverged where a loss is not finite."""
-        sums = torch.tensor([*losses.values(), bool(self.stopped)], dtype=torch.float64)
+        sums = torch.tensor([*losses.values(), bool(self.signals)], dtype=torch.float64)
         *sums, self.stop = sum_over_processes(sums, self.device).tolist()
         losses = dict(zip(losses, sums, strict=True))
         for name, value in losses.items():
@@ -453,7 +453,7 @@ class Run:
             at.update(score=mean, validation=metrics, best_epoch=epoch)
             self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
         at.update(epoch=epoch + 1, batch=0, rows=0, losses={})
-        self.stop = sum_over_processes(torch.tensor(len(self.stopped)), self.device).item()
+        self.stop = sum_over_processes(torch.tensor(len(self.signals)), self.device).item()
         self.snapshot()
 
     def snapshot(self):
@@ -465,7 +465,7 @@ class Run:
         sum_over_processes(torch.zeros(1), self.device)  # none goes on, or ends, before it is written
         if self.stop:
             how = f"stopped after step {self.at['step']}; {how_to_go_on(self.folder)}"
-            raise KeyboardInterrupt(128 + (self.stopped or [signal.SIGTERM])[0], how)
+            raise KeyboardInterrupt(128 + (self.signals or [signal.SIGTERM])[0], how)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

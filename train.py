@@ -36,7 +36,9 @@ def number(kind, low, high=sys.float_info.max):
 
 
 def task_weight(text):
-    name, _, weight = text.rpartition("=")
+    name, is_there, weight = text.rpartition("=")
+    if not is_there:
+        raise argparse.ArgumentTypeError(f"{text} is not like NAME=W")
     return name, number(float, 0)(weight)
 
 
@@ -121,8 +123,8 @@ def prepare(args, device, then):
     `then` is the config.json of a run to resume, whose data must be the same still, or None.
     """
     sha256 = {path: runs.file_sha256(path) for path in args.data + args.val + args.test}
-    for path, digest in zip(sha256, then["data_sha256"].values(), strict=True) if then else ():
-        if sha256[path] != digest:
+    for path in sha256 if then else ():
+        if sha256[path] != then["data_sha256"].get(path):
             raise InputError(f"{path} has changed since the run in {args.resume} began")
     all_tasks, notes = mtbert.VARIANTS[args.variant]["all_tasks"], Notes()
     options = (args.tasks, all_tasks, args.seed, format_of(args), args.regression, notes)
@@ -136,19 +138,13 @@ def prepare(args, device, then):
     if max_length > config.max_length:
         raise InputError(f"--max-length {max_length}: the encoder takes at most {config.max_length} tokens")
     tokenizer = mtbert.load_tokenizer(args.encoder, max_length, config.vocab_size)
-    size = f"{sum(parameter.numel() for parameter in encoder.parameters()) / 1e6:.1f}M parameters"
-    shape = f"{config.model_type}, {config.num_hidden_layers} layers, hidden size {config.hidden_size}"
-    print(f"encoder: {args.encoder}, from {encoder.source} ({shape}, {size})")
+    report.print_encoder(args.encoder, encoder)
     encoded = {split: mtbert.encode(tokenizer, part, tasks, long=args.long) for split, part in rows.items()}
     mixture = mtbert.mixture(encoded["train"].labels, args.task_sampling, args.passes)
     args.epochs = args.epochs or mtbert.default_epochs(mixture[0].sum(), args.batch_size)
     report.print_data(tasks, rows, None if then else notes, mixture)
     report.print_steps(args.epochs, round(mixture[0].sum()), args.batch_size)
-    if cut := sum(part.cut for part in encoded.values()):
-        print(f"{cut} texts are longer than {max_length} tokens and {mtbert.LONG[args.long]}")
-    for split, part in encoded.items():
-        if part.unknown > 0.2:
-            runs.warn(f"{part.unknown:.0%} of the tokens of the {split} texts are unknown to {args.encoder}")
+    report.print_texts(encoded, max_length, mtbert.LONG[args.long], args.encoder)
 
     torch.manual_seed(args.seed)
     model = mtbert.MTBert(encoder, tasks, tokenizer, args.pooling, args.dropout).to(device)

@@ -56,7 +56,7 @@ JIGSAW = {name: [0, 1] for name in ("toxic", "insult", "threat")}
         ("--data index.csv", MOOD, 60, ["left out: '' (no name)"]),
         ("--data jigsaw_onehot.csv --tasks toxic insult threat", JIGSAW, 60, []),
         ("--data jigsaw_onehot.csv", JIGSAW, 60, ["left out: 'id'"]),
-        ("--data boolean.json", {"is_positive": ["false", "true"]}, 60, []),
+        ("--data boolean.json", {"is_positive": ["False", "True"]}, 60, []),
         ("--data semicolon.csv", MOOD | TOPIC, 60, []),
         ("--data latin1.csv --text-encoding cp1252", MOOD, 60, []),
         ("--data excel_blank_tail.csv", MOOD, 60, ["3 rows without any cell were left out"]),
@@ -101,7 +101,7 @@ def test_columns_that_identify_are_learned_where_tasks_names_them(train):
         ("--data base.csv --regression topic", r"base.csv, line 2: 'topic' is 'sound' here, which is no number"),
         ("--data base.csv --text-column topics", r"no 'topics' among the columns 'text', 'sentiment', 'topic'; "
          r"'text' holds sentences: --text-column text"),
-        ("--data base.csv --pair-column nothing", r"base.csv, line 2: no 'nothing' among the keys .*; --pair-column"),
+        ("--data base.csv --pair-column nothing", r"base.csv: no 'nothing' among the columns .*; --pair-column"),
     ],
 )  # fmt: skip
 def test_what_is_refused_leaves_no_run(train, arguments, message):
@@ -164,7 +164,7 @@ def test_a_column_that_would_be_overwritten_is_refused_at_once(script, base_run,
         assert status == 2 and "has 'predictions' already, which would be lost" in err and not out
     (tmp_path / "a.csv").write_text("text,sentiment,sentiment_predicted\ngood,positive,mine\n")
     status, _, err = script("predict.py", *command, tmp_path / "a.csv", *output)
-    assert status == 2 and "has a column 'sentiment_predicted'" in err and not (tmp_path / "o.csv").exists()
+    assert status == 2 and "would have two columns 'sentiment_predicted'" in err and not (tmp_path / "o.csv").exists()
 
 
 def test_score_prints_the_metrics_of_labelled_rows_as_training_does(script, base_run, train, tmp_path):
@@ -177,4 +177,95 @@ def test_score_prints_the_metrics_of_labelled_rows_as_training_does(script, base
     status, _, err = script("predict.py", *command[:3], CASES / "blank_mid_predict.csv", "--score")
     assert status == 2 and "no row has a label of 'sentiment', 'topic'; its columns are 'id', 'text'" in err
     status, _, err = script("predict.py", *command[:3], CASES / "test_unseen.csv", "--score")
-    assert status == 0 and "1 labels of 'topic' are none of the model's classes and count as wrong" in err
+    assert status == 0 and "labels of 'topic' are in no training row and count as wrong: 'costume'" in err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Neighbours of these files
+
+
+def write(name, *lines):
+    Path(name).write_text("".join(line + "\n" for line in lines), "utf-8")
+    return name
+
+
+def test_a_file_of_unseen_labels_alone_counts_as_wrong_and_ends_no_run(script, base_run, train):
+    status, _, err, _ = train("--data", "base.csv", "--test", write("t.csv", "text,sentiment", "a b,Pos", "c d,Neg"))
+    assert status == 0 and "2 test labels of 'sentiment' are in no training row" in err
+    assert json.loads(Path("run/metrics.json").read_text())["test"]["sentiment"]["accuracy"] == 0
+    status, out, _ = script("predict.py", "--model", base_run, "--input", "t.csv", "--score")
+    assert status == 0 and re.search(r"^sentiment +0\.000 ", out, re.M)
+    status, _, err, _ = train("--data", "base.csv", "--val", "t.csv", "--overwrite")
+    assert status == 0, err
+
+
+def test_prediction_reads_rows_as_those_were_read_that_the_model_learned_from(script, train):
+    lines = [f"other {i},film {i},is {'good' if i % 2 else 'bad'},{'nan' if i % 2 else 'no'}" for i in range(40)]
+    write("a.csv", "text,review,more,label", *lines)
+    flags = ["--text-column", "review", "--pair-column", "more", "--missing", "--tasks", "label"]
+    assert train("--data", "a.csv", *flags)[3] == {"label": ["nan", "no"]}
+    assert script("predict.py", "--model", "run", "--input", "a.csv", "--output", "o.jsonl")[0] == 0
+    explicit = ["--text-column", "review", "--pair-column", "more"]
+    assert script("predict.py", "--model", "run", "--input", "a.csv", "--output", "e.jsonl", *explicit)[0] == 0
+    assert Path("o.jsonl").read_text() == Path("e.jsonl").read_text()
+    status, _, err = script("predict.py", "--model", "run", "--input", write("b.csv", "text", "film"), "--json")
+    assert status == 2 and "b.csv: no 'more' among the columns 'text'; --pair-column names it" in err
+    assert script("predict.py", "--model", "run", "--input", "a.csv", "--score", "--output", "s.json")[0] == 0
+    assert sum(map(sum, json.loads(Path("s.json").read_text())["label"]["confusion"])) == 40
+    assert script("predict.py", "--model", "run", "great movie")[0] == 0
+
+
+def test_nothing_of_a_row_that_cannot_be_predicted_is_lost(script, base_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["--model", base_run, "--input"]
+    write("a.csv", "text,x", "fine,1", "a b,1,2")
+    assert script("predict.py", *command, "a.csv", "--output", "o.csv")[0] == 0
+    last = list(csv.reader(Path("o.csv").read_text().splitlines()))[-1]
+    assert last[:2] == ["a b", "1"] and last[-1] == "a.csv, line 3: 3 cells, but the header has 2; the row is a b,1,2"
+    assert script("predict.py", *command, "a.csv", "--output", "o.jsonl")[0] == 0
+    row = json.loads(Path("o.jsonl").read_text().splitlines()[-1])
+    assert row["row"] == ["a b", "1", "2"] and row["predictions"] is None and "line 3" in row["error"]
+    write("b.jsonl", '{"text": "fine"}', '{"text": ', '{"text": null}')
+    assert script("predict.py", *command, "b.jsonl", "--output", "o.jsonl")[0] == 0
+    rows = [json.loads(line) for line in Path("o.jsonl").read_text().splitlines()]
+    assert rows[1]["row"] == ['{"text": '] and "b.jsonl, line 2: invalid JSON" in rows[1]["error"]
+    assert rows[2]["error"] == "the text must be a string that is not empty"
+    write("c.jsonl", *['{"text": "fine"}'] * 5000, '{"text": "fine", "predictions": 1}')
+    status, out, err = script("predict.py", *command, "c.jsonl", "--json")
+    assert status == 2 and not out and "c.jsonl has 'predictions' already" in err
+    write("d.csv", "text,sentiment", "a b,positive", ",negative", "c d,negative,x")
+    status, out, err = script("predict.py", *command, "d.csv", "--score")
+    assert status == 0 and "2 rows were left out; the first: d.csv, line 3: the text must be" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "tasks", "said"),
+    [
+        ("sep.csv", ["sep=;", "text;a", *["x, y;0", "z;1"] * 10], {"a": [0, 1]}, ""),
+        ("blank.csv", ["", "", "text;a", *["x, y;0", "z;1"] * 10], {"a": [0, 1]}, ""),
+        ("comma.csv", ["text;a", *["x;0,5", "z;1,0"] * 10], {"a": ["0,5", "1,0"]}, "'a' has decimal commas"),
+        ("some.csv", ["text,a", *["x;a|b", "x,a|b", "x,a", "z,b"][1:] * 10], {"a": ["a", "a|b", "b"]},
+         "'a' looks like several labels a text ('a|b')"),
+        ("list.csv", ["text,a,b", *["x,\"['u', 'v']\",0", "z,\"['u']\",1"] * 10], {"b": [0, 1]},
+         "left out: 'a' (several labels of a text)"),
+        ("bools.csv", ["text,a", *["x,True", "z,False"] * 10], {"a": ["False", "True"]}, ""),
+        ("rows.ndjson", ['{"text": "x", "a": 1}', '{"text": "y", "a": 2}'] * 10, {"a": [1, 2]}, ""),
+        ("two.csv", ["text,a,b,b", *["x,0,u,v", "z,1,v,u"] * 10], {"a": [0, 1]}, "'b' (two columns of this name)"),
+    ],
+)  # fmt: skip
+def test_more_tables_as_people_have_them(train, name, lines, tasks, said):
+    status, out, err, found = train("--data", write(name, *lines))
+    assert status == 0 and found == tasks and said in out + err, err
+
+
+def test_single_is_not_stopped_by_a_column_that_it_does_not_learn(train):
+    lines = [f"film {i},{i % 2},{'1.5' if i else 'odd'}" for i in range(40)]
+    write("a.csv", "text,label,mixed", *lines)
+    assert train("--data", "a.csv", "--variant", "single")[3] == {"label": [0, 1]}
+    status, _, err, _ = train("--data", "a.csv", "--overwrite")
+    assert status == 2 and "a.csv, line 2: 'mixed' is 'odd' here, but 1.5 in a.csv, line 3" in err
+
+
+def test_json_lines_in_a_json_file_are_told(train):
+    status, _, err, _ = train("--data", write("a.json", '{"text": "x", "a": 1}', '{"text": "y", "a": 2}'))
+    assert status == 2 and "a.json: invalid JSON: Extra data" in err and "name the file .jsonl" in err

@@ -243,7 +243,7 @@ ROOMS = {  # and the others that each may import
     "metrics": "",
     "runs": "data",
     "mtbert": "data metrics runs",
-    "report": "data metrics runs mtbert",
+    "report": "data metrics runs",
     "predict": "data metrics runs mtbert report",
     "train": "data metrics runs mtbert report",
     "compare": "data metrics runs mtbert report train",
