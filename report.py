@@ -85,7 +85,7 @@ def print_encoder(name, encoder):
 
 
 def print_texts(encoded, max_length, how, encoder):
-    """Say how many of the texts, {split: Dataset}, were cut and how, and where the encoder does not know the language."""
+    """Say how many texts of {split: Dataset} were cut, and how, and where the encoder does not know the language."""
     if cut := sum(part.cut for part in encoded.values()):
         print(f"{cut} texts are longer than {max_length} tokens and {how}")
     for split, part in encoded.items():
