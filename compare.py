@@ -266,7 +266,7 @@ def measure_cost(trained, rows, device, dtype):
     tokenized."""
     folders = {variant: [seeds[0]["folder"] for seeds in trained[variant].values()] for variant in VARIANTS}
     models = {variant: [mtbert.load(folder, device, dtype) for folder in parts] for variant, parts in folders.items()}
-    data = mtbert.encode(models["shared"][0].tokenizer, rows["test"][:500])
+    data = mtbert.encode(models["shared"][0].tokenizer, rows["test"][:500], long=models["shared"][0].long)
     seconds = {variant: [] for variant in VARIANTS}
     for _ in range(3):
         for variant, parts in models.items():

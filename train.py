@@ -17,7 +17,7 @@ import torch
 import mtbert
 import report
 import runs
-from data import InputError, Notes, format_flags, format_of, read_data
+from data import InputError, Notes, format_flags, format_of, listed, read_data
 from metrics import calibrate, evaluate
 
 SAMPLE = Path(__file__).parent / "sample_data.json"
@@ -62,9 +62,10 @@ def parse_args(argv):
     format_flags(flag)
     flag("--task-weights", nargs="+", type=task_weight, default=[], metavar="NAME=W", help="of the losses (default: 1)")
     flag = parser.add_argument_group("model").add_argument
-    flag("--encoder", default=mtbert.DEFAULT_ENCODER, help="a name on the Hub, or a folder (default: %(default)s)")
+    flag("--encoder", default=mtbert.DEFAULT_ENCODER, help="a Hub name, a folder, or a run (default: %(default)s)")
     flag("--pooling", choices=mtbert.POOLING, default="mean", help="of tokens to a text (default: %(default)s)")
     flag("--max-length", type=number(int, 4), metavar="T", help="cut texts at T tokens (default: the encoder's limit)")
+    flag("--long", choices=mtbert.LONG, default="head", help="what is kept of a text that is cut (default: head)")
     flag("--dropout", type=number(float, 0, 0.99), default=0.1, help="in encoder and heads (default: %(default)s)")
     flag = parser.add_argument_group("training").add_argument
     flag("--epochs", type=count, metavar="N", help="(default: those that make about 250 steps, 3 to 20)")
@@ -138,16 +139,18 @@ def prepare(args, device, then):
         raise InputError(f"--max-length {max_length}: the encoder takes at most {config.max_length} tokens")
     tokenizer = mtbert.load_tokenizer(args.encoder, max_length, config.vocab_size)
     report.print_encoder(args.encoder, encoder)
-    encoded = {split: mtbert.encode(tokenizer, part, tasks) for split, part in rows.items()}
+    encoded = {split: mtbert.encode(tokenizer, part, tasks, long=args.long) for split, part in rows.items()}
     mixture = mtbert.mixture(encoded["train"].labels, args.task_sampling, args.passes)
     args.epochs = args.epochs or mtbert.default_epochs(mixture[0].sum(), args.batch_size)
     report.print_data(tasks, rows, None if then else notes, mixture)
     report.print_steps(args.epochs, round(mixture[0].sum()), args.batch_size)
-    report.print_texts(encoded, max_length, args.encoder)
+    report.print_texts(encoded, max_length, mtbert.LONG[args.long], args.encoder)
 
     torch.manual_seed(args.seed)
     model = mtbert.MTBert(encoder, tasks, tokenizer, args.pooling, args.dropout).to(device)
-    model.compute_dtype = mtbert.pick_dtype(args.dtype, device)
+    model.long, model.compute_dtype = args.long, mtbert.pick_dtype(args.dtype, device)
+    if heads := mtbert.take_heads(model, args.encoder):
+        print(f"heads that start from {args.encoder}, too: {listed(heads)}")
     if args.compile:
         model.compile(dynamic=True)
     versions = {p: version(p) for p in ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")}

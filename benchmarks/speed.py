@@ -66,10 +66,8 @@ class Mean(nn.Module):
         self.bert = transformers.AutoModel.from_pretrained(FOLDER, add_pooling_layer=False, attn_implementation="eager")
         state = {}
         for name, parameter in model.encoder.named_parameters():
-            *layer, module, kind = name.replace("layers.", "encoder.layer.").split(".")
-            parts = mtbert.WEIGHTS[module]
-            for part, tensor in zip(parts, parameter.chunk(len(parts)), strict=True):
-                state[".".join([*layer, part, kind])] = tensor
+            parts = mtbert.transformers_names(name, "bert")
+            state |= zip(parts, parameter.chunk(len(parts)), strict=True)
         self.bert.load_state_dict(state)
         self.head = copy.deepcopy(next(iter(model.heads.values())))
 
