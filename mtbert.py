@@ -579,8 +579,7 @@ def train(model, data, args, folder):
     -> the weights of the epoch that is best on data["validation"] (a state dict on the processor), its validation
     metrics, seconds spent in training steps, rows in these. Best is the highest mean over tasks of macro-F1 or Pearson.
     Raises InputError when a loss is not finite, KeyboardInterrupt(exit status, what to do) once stopped by a signal.
-
-    Of several processes each computes its share of a gradient, and all take the steps that one alone would take.
+    Of several processes each computes its share of a gradient; all take the steps that one would take.
     """
     from transformers import get_linear_schedule_with_warmup
 
@@ -593,15 +592,13 @@ def train(model, data, args, folder):
     optimizer = torch.optim.AdamW(groups, fused=next(model.parameters()).device.type in ("cpu", "cuda"))
     steps = args.epochs * math.ceil(round(draws.sum()) / args.batch_size)
     schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * steps), steps)
-    parallel, unused = model, isinstance(model.encoder, Wrapped)  # some of theirs have parameters that they do not use
-    if runs.processes()[1] > 1:
-        parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
+    parallel = runs.in_parallel(model, unused=isinstance(model.encoder, Wrapped))  # some of theirs have such parameters
 
     with runs.Run(folder, args.seed, model, optimizer, schedule, args.save_every) as run:
         for epoch in run.epochs(args.epochs, args.patience):
+            counts = draw_rows(draws, np.random.default_rng([args.seed, epoch, 1]))
             rng = np.random.default_rng([args.seed, epoch])
             model.train()
-            counts = draw_rows(draws, np.random.default_rng([args.seed, epoch, 1]))
             for batch in run.steps(length_grouped_batches(rows.lengths, args.batch_size, rng, counts)):
                 more = {}
                 if args.conflict_every and run.step % args.conflict_every == 0:
@@ -612,8 +609,7 @@ def train(model, data, args, folder):
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-                losses = {name: loss / shares[name] for name, loss in losses.items()}
-                run.log(losses, len(batch), rates, norm, **more)
+                run.log({task: loss / shares[task] for task, loss in losses.items()}, len(batch), rates, norm, **more)
             logits = compute_logits(model, data["validation"])
             metrics = evaluate(model.tasks, data["validation"].labels, logits)
             run.end_epoch(metrics, {task: score(result) for task, result in metrics.items()}, one_answer(metrics))

@@ -195,6 +195,13 @@ def sum_over_processes(tensor, device="cpu"):
     return tensor.cpu()
 
 
+def in_parallel(model, unused):
+    """`model`, so that its gradient is the mean over the processes; `unused`: it has parameters that have none."""
+    if processes()[1] == 1:
+        return model
+    return torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
+
+
 def from_rank_0(value):
     values = [value]
     if dist.is_initialized():
