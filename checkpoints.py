@@ -77,11 +77,17 @@ class Wrapped(nn.Module):
     def __init__(self, values, dropout=0.1):
         super().__init__()
         # Neither what leads to code or files elsewhere, nor what says nothing of the encoder
-        others = {"auto_map", "quantization_config", "dtype", "transformers_version", "id2label", "label2id"}
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+        others = {"auto_map", "quantization_config", "dtype", "transformers_version"}
+        others |= {"id2label", "label2id", "num_labels"}
         values = {k: v for k, v in values.items() if not (k in others or k[:1] == "_" or "implementation" in k)}
         counts = [v for k, v in values.items() if type(v) is int and v > 0 and ("layer" in k or "group" in k)]
-        if math.prod(counts) > 10_000:
+        nested = [value for value in values.values() if isinstance(value, dict) and "model_type" in value]
+        if math.prod(counts) > 1000 or nested:
             raise ValueError("its configuration is not valid")
+        if values["model_type"] not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # those read texts in both directions
+            raise ValueError(f"a {values['model_type']} is no encoder of texts that was trained on masked words")
         rates = {k: dropout for k, v in values.items() if "dropout" in k and type(v) in (int, float)}
         self.module = make_module(values | rates)
         theirs = self.module.config
@@ -107,12 +113,16 @@ class Wrapped(nn.Module):
 
     @torch.no_grad()
     def check(self):
-        """Raise unless it takes texts, and a token's state depends on what follows it, too."""
+        """Raise unless it takes texts, a token's state depends on what follows it, too, and on no padding."""
         ids = torch.arange(16).view(2, 8) % 8 + 10  # two texts that differ in their last token
         ids[1, -1] += 1
         hidden = self.eval()(ids, torch.ones_like(ids), torch.zeros_like(ids))
         if hidden.shape != (2, 8, self.config.hidden_size) or torch.equal(hidden[0, 0], hidden[1, 0]):
             raise ValueError("it reads from left to right only")
+        mask = nn.functional.pad(torch.ones_like(ids), (0, 24))
+        padded = self(nn.functional.pad(ids, (0, 24), value=self.config.pad_token_id), mask, torch.zeros_like(mask))
+        if (padded[:, :8] - hidden).abs().max() > 1e-4 * hidden.abs().max():
+            raise ValueError("what it says of a text depends on its padding")
         self.train()
 
 
@@ -183,6 +193,7 @@ def write_checkpoint(folder, values, state, tokenizer, config):
     known = {"cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "mask": ("[MASK]", "<mask>"), "unk": ("[UNK]", "<unk>")}
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     special = {f"{name}_token": text for name, texts in known.items() for text in texts if text in special}
+    transformers.utils.logging.disable_progress_bar()
     with input_errors(f"{folder} cannot be written"):
         module = make_module(values)
         module.load_state_dict(state)

@@ -452,11 +452,11 @@ def head(task):
 
 
 def take_heads(model, folder):
-    """Where `folder` is a run with the same pooling, let `model` start from its heads of tasks with the same name and
-    labels -> their names."""
+    """Where `folder` is a run, let `model` start from its heads of tasks with the same name and labels -> their names,
+    or None where the run pools otherwise."""
     former = load(folder, "cpu", "float32") if is_run(folder) else None
     if former is None or former.pooling != model.pooling:
-        return []
+        return None if former else []
     then = {task.name: task for task in former.tasks}
     taken = [task for task in model.tasks if task.name in then and then[task.name].labels == task.labels]
     for task in taken:
@@ -673,7 +673,7 @@ def check_float32(model):
 
 def to_transformers(model, folder):
     """Write the encoder and its tokenizer to a new folder as transformers has them, for AutoModel and all that builds
-    on it. The heads stay behind, and how texts are pooled. Raises InputError."""
+    on it. The heads stay behind, and how texts are cut and pooled; a BERT has no pooler. Raises InputError."""
     check_float32(model)
     config, state = asdict(model.encoder.config), {}
     for name, tensor in model.encoder.state_dict().items():
@@ -692,6 +692,8 @@ def load(folder, device="auto", dtype="auto"):
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no trained model there; train one with: python train.py")
+    if not is_run(folder):
+        raise InputError(f"{folder} is no run of train.py; a checkpoint is where one starts from")
     with input_errors(f"{folder} cannot be loaded"):
         config = runs.read_record(folder / "config.json")
         if config["weights_sha256"] is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import runs
-from data import associations, data_warnings, input_errors, printable
+from data import associations, data_warnings, input_errors, listed, printable
 from metrics import score
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -84,6 +84,14 @@ def print_encoder(name, encoder):
     print(f"encoder: {name}, from {encoder.source} ({shape}, {size:.1f}M parameters)")
 
 
+def print_heads(folder, heads):
+    """Say which heads start from the run in `folder`; None: it pools otherwise."""
+    if heads is None:
+        print(f"the heads of {folder} are left: it was trained with another --pooling")
+    elif heads:
+        print(f"heads that start from {folder}, too: {listed(heads)}")
+
+
 def print_texts(encoded, max_length, how, encoder):
     """Say how many texts of {split: Dataset} were cut, and how, and where the encoder does not know the language."""
     if cut := sum(part.cut for part in encoded.values()):
@@ -95,7 +103,8 @@ def print_texts(encoded, max_length, how, encoder):
 
 def print_steps(epochs, draws, batch_size):
     steps = epochs * math.ceil(draws / batch_size)
-    print(f"{epochs} epochs of {draws} draws, {steps} steps (by default about 250, in 3 to 20 epochs)")
+    count = f"{epochs} epoch{'s' * (epochs > 1)}"
+    print(f"{count} of {draws} draws, {steps} steps (by default about 250, in 3 to 20 epochs)")
 
 
 def print_metrics(tasks, metrics, rows="test", verbose=False):

@@ -17,7 +17,7 @@ import torch
 import mtbert
 import report
 import runs
-from data import InputError, Notes, format_flags, format_of, listed, read_data
+from data import InputError, Notes, format_flags, format_of, read_data
 from metrics import calibrate, evaluate
 
 SAMPLE = Path(__file__).parent / "sample_data.json"
@@ -104,6 +104,8 @@ def parse_args(argv):
                 flag = f"--{name.replace('_', '-')}"
                 raise InputError(f"{flag} {vars(args)[name]} contradicts {flag} {value} of the run in {args.resume}")
 
+    if args.out is not None and Path(args.out).resolve() == Path(args.encoder).resolve():
+        raise InputError(f"--out {args.out} is the run that --encoder starts from; name another folder")
     variant = mtbert.VARIANTS[args.variant]
     args.task_weights = dict(args.task_weights)
     if args.task_weights and not variant["all_tasks"]:
@@ -149,8 +151,7 @@ def prepare(args, device, then):
     torch.manual_seed(args.seed)
     model = mtbert.MTBert(encoder, tasks, tokenizer, args.pooling, args.dropout).to(device)
     model.long, model.compute_dtype = args.long, mtbert.pick_dtype(args.dtype, device)
-    if heads := mtbert.take_heads(model, args.encoder):
-        print(f"heads that start from {args.encoder}, too: {listed(heads)}")
+    report.print_heads(args.encoder, mtbert.take_heads(model, args.encoder))
     if args.compile:
         model.compile(dynamic=True)
     versions = {p: version(p) for p in ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")}

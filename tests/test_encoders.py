@@ -169,6 +169,8 @@ HOSTILE = [
     {"num_hidden_layers": 10**9}, {"num_hidden_layers": 3}, {"num_hidden_groups": 10**9}, {"inner_group_num": 10**6},
     {"hidden_size": 10**30}, {"hidden_size": 10**9}, {"vocab_size": 10**12}, {"max_position_embeddings": 10**12},
     {"model_type": "gpt2"}, {"model_type": None}, {"hidden_act": "exec"}, {"num_attention_heads": 5}, {"_x": 1},
+    {"num_labels": 10**9}, {"num_hidden_layers": 9999}, {"model_type": "detr", "backbone": "someone/model"},
+    {"text_config": {"model_type": "bert", "num_hidden_layers": 10**6}},
     {"auto_map": {"AutoModel": "evil.Model"}}, {"attn_implementation": "someone/kernel"}, {"dtype": "float16"},
 ]  # fmt: skip
 
@@ -310,7 +312,7 @@ def test_a_run_starts_from_a_runs_encoder_and_from_its_heads_of_the_same_tasks(m
         assert one["stars"]["value"] == pytest.approx(other["stars"]["value"], rel=1e-4)
     for changes in ({"tasks": [Task("mood", ["bad", "fine"], [1, 1])]}, {"pooling": "cls"}):
         model = mtbert.MTBert(**{"encoder": encoder, "tasks": TWO[:1], "tokenizer": tokenizer} | changes)
-        assert mtbert.take_heads(model, folder) == []
+        assert not mtbert.take_heads(model, folder)
 
 
 def test_the_command_starts_from_a_run_and_says_which_heads_come_along(script, saved, tmp_path, monkeypatch):
@@ -383,3 +385,15 @@ def test_a_loaded_model_is_exported_for_any_number_of_texts_and_tokens(model_typ
             expected, given = model(**batch(*texts))[0], exported(**batch(*texts))[0]
             for name in expected:
                 torch.testing.assert_close(given[name], expected[name], rtol=0, atol=1e-5)
+
+
+def test_an_encoder_whose_answers_depend_on_padding_is_refused(tmp_path):
+    with pytest.raises(InputError, match="what it says of a text depends on its padding"):
+        mtbert.Encoder.from_pretrained(tiny_checkpoint(tmp_path, "fnet"))
+
+
+def test_the_run_that_an_encoder_comes_from_is_not_overwritten(script, saved):
+    before = {path: path.read_bytes() for path in saved.iterdir()}
+    status, _, err = script("train.py", "--encoder", saved, "--out", saved, "--overwrite")
+    assert status == 2 and "is the run that --encoder starts from; name another folder" in err
+    assert {path: path.read_bytes() for path in saved.iterdir()} == before
