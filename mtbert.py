@@ -692,9 +692,9 @@ def load(folder, device="auto", dtype="auto"):
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no trained model there; train one with: python train.py")
-    if not is_run(folder):
-        raise InputError(f"{folder} is no run of train.py; a checkpoint is where one starts from")
     with input_errors(f"{folder} cannot be loaded"):
+        if not is_run(folder):
+            raise ValueError("it is no run of train.py; a checkpoint is where one starts from")
         config = runs.read_record(folder / "config.json")
         if config["weights_sha256"] is None:
             raise ValueError(f"its training is not finished; {runs.how_to_go_on(folder)}")

@@ -184,7 +184,7 @@ def test_decoders_are_refused(tmp_path):
     with pytest.raises(InputError, match="it is a bert that decodes"):
         mtbert.Encoder.from_pretrained(tmp_path)
     tiny_checkpoint(tmp_path, "gpt2")
-    with pytest.raises(InputError, match="a gpt2, is no encoder of texts: it reads from left to right only"):
+    with pytest.raises(InputError, match="a gpt2 is no encoder of texts that was trained on masked words"):
         mtbert.Encoder.from_pretrained(tmp_path)
 
 
