@@ -147,7 +147,6 @@ def prepare(args, device, then):
     report.print_data(tasks, rows, None if then else notes, mixture)
     report.print_steps(args.epochs, round(mixture[0].sum()), args.batch_size)
     report.print_texts(encoded, max_length, mtbert.LONG[args.long], args.encoder)
-
     torch.manual_seed(args.seed)
     model = mtbert.MTBert(encoder, tasks, tokenizer, args.pooling, args.dropout).to(device)
     model.long, model.compute_dtype = args.long, mtbert.pick_dtype(args.dtype, device)
