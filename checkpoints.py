@@ -75,10 +75,10 @@ class Wrapped(nn.Module):
     """
 
     def __init__(self, values, dropout=0.1):
-        super().__init__()
-        # Neither what leads to code or files elsewhere, nor what says nothing of the encoder
         from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+        super().__init__()
+        # Neither what leads to code or files elsewhere, nor what says nothing of the encoder
         others = {"auto_map", "quantization_config", "dtype", "transformers_version"}
         others |= {"id2label", "label2id", "num_labels"}
         values = {k: v for k, v in values.items() if not (k in others or k[:1] == "_" or "implementation" in k)}

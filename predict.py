@@ -153,7 +153,7 @@ def csv_writer(model, args, out):
         header, separator, _ = read_table(args.input, args.text_encoding)
         with open(args.input, "rb") as file:
             mark = "\ufeff" if file.read(3) == b"\xef\xbb\xbf" else ""
-    elif args.input and args.input.lower().endswith((".json", ".jsonl")):
+    elif args.input and args.input != "-" and not args.input.lower().endswith(".txt"):  # its rows have other keys
         raise InputError(f"--output {args.output} takes a .csv, .tsv or .txt as input; for {args.input}, name a .jsonl")
     tsv = args.output.lower().endswith(".tsv")
     separator = "\t" if tsv else "," if separator == "\t" else separator

@@ -266,6 +266,17 @@ def test_single_is_not_stopped_by_a_column_that_it_does_not_learn(train):
     assert status == 2 and "a.csv, line 2: 'mixed' is 'odd' here, but 1.5 in a.csv, line 3" in err
 
 
+def test_rows_of_json_have_no_columns_to_write_to_a_csv(script, base_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "a.jsonl", "a.ndjson"):
+        write(name, '[{"text": "x", "b": 1}]' if name == "a.json" else '{"text": "x", "b": 1}')
+        status, _, err = script("predict.py", "--model", base_run, "--input", name, "--output", "o.csv")
+        assert status == 2 and "o.csv takes a .csv, .tsv or .txt as input" in err and not Path("o.csv").exists()
+    write("a.txt", "x", "y")
+    assert script("predict.py", "--model", base_run, "--input", "a.txt", "--output", "o.csv")[0] == 0
+    assert [line.split(",")[0] for line in Path("o.csv").read_text().splitlines()] == ["text", "x", "y"]
+
+
 def test_json_lines_in_a_json_file_are_told(train):
     status, _, err, _ = train("--data", write("a.json", '{"text": "x", "a": 1}', '{"text": "y", "a": 2}'))
     assert status == 2 and "a.json: invalid JSON: Extra data" in err and "name the file .jsonl" in err
