@@ -52,7 +52,7 @@ def parse_args(argv):
     flag("--strict", action="store_true", help="stop at a row that cannot be predicted")
     format_flags(flag)
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where it is faster")
+    flag("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto", help="auto: the fastest here")
     args = parser.parse_args(argv)
     if bool(args.texts) == bool(args.input):
         raise InputError("give texts, or --input FILE; see --help")
