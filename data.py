@@ -480,9 +480,13 @@ def why_no_task(name, labels):
     kinds = {type(label) for label in labels}
     rows = len(labels)
     if kinds == {list}:
-        labels = [part for label in labels if are_labels(label) for part in label]
-        if not labels:
-            return "lists without labels"
+        lists = [label for label in labels if are_labels(label)]
+        fractions = any(isinstance(part, float) and part % 1 for label in labels for part in label)
+        labels = [part for label in lists for part in label]
+        if fractions or not labels:
+            return "lists of no labels"
+        if len(lists) < rows:
+            return None  # a mixture is a mistake
     elif kinds & NO_LABEL.keys():
         return NO_LABEL[kinds.pop()] if len(kinds) == 1 else None  # a mixture is a mistake
     if kinds <= {str, Cell}:
