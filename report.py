@@ -148,8 +148,11 @@ def print_examples(tasks, rows, predictions, what):
             right = tuple(p["labels"]) if task.several else p.get("label")
             wrong = "x" if task.labels and gold is not None and gold != right else ""
             names = ", ".join(str(task.names.get(str(label), label)) for label in each(gold)) or "none"
+            shown = describe(p, short=True)
+            if task.several:
+                names, shown = shorten(names, 40), shorten(shown, 40)
             gold = "-" if gold is None else names if task.labels else f"{gold:.2f}"
-            table[-1] += [gold, wrong, describe(p, short=True)]
+            table[-1] += [gold, wrong, shown]
     widths = [max(len(str(cell)) for cell in column) + 2 for column in zip(*table, strict=True)]
     width = max(24, terminal_width() - sum(widths))
     texts = [f"{len(rows)} {what} rows", *(row.text for row in rows)]
@@ -302,14 +305,14 @@ def several(task):
 def draw_f1(axes, task, result, most=25):
     """The F1 of each label; of more than `most` those with the most rows."""
     labels = sorted(result["per_class"].items(), key=lambda item: -item[1]["rows"])[:most]
-    names = [f"{short(describe_class(label, task['names'][label]), 14)} ({c['rows']:.0f})" for label, c in labels]
+    names = [f"{short(describe_class(label, task['names'][label]), 22)} ({c['rows']:.0f})" for label, c in labels]
     values = [c["f1"] for _, c in labels]
     axes.barh(range(len(values)), values, color=COLORS[0])
     axes.axvline(result["macro_f1"], color="#999999", linewidth=1)
     for i, value in enumerate(values) if len(values) <= 12 else ():
-        inside = value > 0.2
-        axes.text(value + (-0.02 if inside else 0.02), i, f"{value:.2f}", ha="right" if inside else "left", va="center",
-                  fontsize=8, color="white" if inside else "black")  # fmt: skip
+        inside = value > 0.12  # at the bar's foot, where the line of the mean seldom is
+        x, color = (0.02, "white") if inside else (value + 0.02, "black")
+        axes.text(x, i, f"{value:.2f}", va="center", fontsize=8, color=color)
     axes.set_yticks(range(len(names)), names, fontsize=8 if len(names) > 12 else None)
     axes.invert_yaxis()  # the first on top
     left_out = len(result["per_class"]) - len(labels)
