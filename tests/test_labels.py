@@ -302,7 +302,6 @@ def test_train_predict_and_score(script, tiny, name, flags):
     config, result = (json.loads(Path(f"run/{name}.json").read_text()) for name in ("config", "metrics"))
     [task] = config["tasks"]
     assert task["labels"] == ["acting", "negative", "positive", "sound", "story"]
-    assert task["threshold"] * 20 == pytest.approx(round(task["threshold"] * 20))
     lines = [json.loads(line) for line in Path("run/test_predictions.jsonl").read_text().splitlines()]
     gold, found = ([line[key]["tags"] for line in lines] for key in ("labels", "predictions"))
     found = [p["labels"] for p in found]
@@ -338,6 +337,19 @@ def test_train_predict_and_score(script, tiny, name, flags):
         assert status == 2 and err.count("\n") == 1 and "--multi-label splits a text" in err
         status, again, _ = script("predict.py", *predict[:3], *joined, "--score")
         assert status == 0 and again.split()[1:] == out.split()[1:]
+
+
+def test_an_epoch_is_scored_under_its_own_best_threshold(script, tiny):
+    flags = ["--data", CASES / "list_labels.json", "--encoder", tiny, "--epochs", "1", "--dtype", "float32"]
+    assert script("train.py", *flags, "--out", "run")[0] == 0
+    model, (_, rows) = mtbert.load("run", dtype="float32"), read_data([str(CASES / "list_labels.json")])
+    data = mtbert.encode(model.tokenizer, rows["validation"], model.tasks)
+    logits, scores = mtbert.compute_logits(model, data), {}
+    for t in np.arange(1, 20) / 20:
+        task = replace(model.tasks[0], temperature=1.0, threshold=t)
+        scores[t] = metrics.evaluate([task], data.labels, logits)["tags"]["macro_f1"]
+    validation = json.loads(Path("run/metrics.json").read_text())["validation"]["tags"]
+    assert validation["macro_f1"] == pytest.approx(max(scores.values())) and max(scores.values()) > scores[0.5]
 
 
 def test_what_is_printed_of_a_text(script, tiny):
