@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from sklearn import metrics as sklearn_metrics
 
 import metrics
 import mtbert
+import report
 import runs
 from conftest import TWO, make_rows, tiny_model
 from data import (
@@ -371,6 +373,33 @@ def test_what_is_printed_of_a_text(script, tiny):
         assert status == 0 and re.search(rf"^a film +{re.escape(cell)}  +", out, re.M)
     assert script("predict.py", "--model", "run", "--input", "a.txt", "--output", "o.csv")[0] == 0
     assert Path("o.csv").read_text().splitlines()[1].startswith("a film,|,,")
+
+
+def test_a_wrong_list_is_marked(capsys):
+    rows = make_rows(*({"tags": labels} for labels in (("a", "c"), (), ("b",), ())), {})
+    found = [{"tags": mtbert.decode_one(TAGS, np.array(x))} for x in ([1, -1, 1], [-1] * 3, [1, 1, 0], [1, -1, -1])]
+    report.print_examples([TAGS], rows, [*found, found[0]], "test")
+    lines = [re.split("  +", line)[1:] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [line[:-1] for line in lines] == [["a, c"], ["none"], ["b", "x"], ["none", "x"], ["-"]]
+    assert [line[-1] for line in lines[:2]] == ["a 0.73, c 0.73", "none"]
+
+
+def test_the_picture_has_a_bar_a_label_and_a_point_a_bin_of_answers():
+    task, result = asdict(TAGS), {"macro_f1": 0.5, "ece": 0.1, "ece_uncalibrated": 0.2}
+    scores = {f"l{i}": {"f1": i / 40, "rows": float(i)} for i in range(40)}
+    many = task | {"names": {label: label for label in scores}}
+    axes = Figure().add_subplot()
+    report.draw_f1(axes, many, result | {"per_class": scores})
+    assert [bar.get_width() for bar in axes.patches] == [i / 40 for i in range(39, 14, -1)]
+    assert [x.get_text() for x in axes.get_yticklabels()][:2] == ["l39 (39)", "l38 (38)"]
+    assert "15 labels of fewer rows are not shown" in axes.get_xlabel()
+    p = [{"a": 0.91, "b": 0.93, "c": 0.08}, {"a": 0.92, "b": 0.72, "c": 0.07}]
+    axes = Figure().add_subplot()
+    gold = (["a"], ["a", "z"])
+    rows = [(labels, {"labels": [], "probabilities": x}) for labels, x in zip(gold, p, strict=True)]
+    report.draw_reliability(axes, task | {"temperature": 1.0}, result, rows)
+    points = axes.collections[-1].get_offsets().tolist()
+    assert points == [pytest.approx([0.72, 0]), pytest.approx([(0.91 + 0.93 + 0.92 + 0.92 + 0.93) / 5, 4 / 5])]
 
 
 def test_a_stopped_run_ends_as_an_undisturbed_one(script, tiny, monkeypatch):
