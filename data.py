@@ -438,10 +438,12 @@ def each(label):
 def find_kind(name, rows, regression, multi_label):
     """The kind of a task, as in Task.kind, that has the rows' labels. Raises InputError where there is none."""
     if name in multi_label or any(type(row.labels[name]) is list for row in rows):
+        good = [f", but {row.labels[name]!r:.40} in {row.where}" for row in rows if are_labels(row.labels[name])][:1]
         for row in rows:
             if not are_labels(label := row.labels[name]):
-                raise InputError(f"{row.where}: {name!r} is {label!r:.40} here; several labels are a list of words or "
-                                 "whole numbers in each row, [] for none; --tasks names other columns")  # fmt: skip
+                what = "several labels are a list of words or whole numbers in each row, [] for none"
+                where = f"{row.where}: {name!r} is {label!r:.40} here{''.join(good)}"
+                raise InputError(f"{where}; {what}; --tasks names other columns")
         if name in regression:
             raise InputError(f"--regression {name}: it has several labels a text, and is no number")
         whole = all(isinstance(as_class(part), int) for row in rows for part in row.labels[name])

@@ -222,12 +222,12 @@ def test_a_joined_column_without_the_flag_is_classes_and_a_warning_names_the_fla
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([["u"], [["v"]]], r"a.jsonl, line 2: 't' is \[\['v'\]\] here; several labels are a list of words or whole"),
+        ([["u"], [["v"]]], r"a.jsonl, line 2: 't' is \[\['v'\]\] here, but \['u'\] in a.jsonl, line 1; several"),
         ([["u"], [None], ["v"]], r"line 2: 't' is \[None\] here"),
         ([["u"], [{"v": 1}]], r"line 2: 't' is \[\{'v': 1\}\] here"),
         ([["u"], [True]], r"line 2: 't' is \[True\] here"),
         ([["u"], [" "]], r"line 2: 't' is \[' '\] here"),
-        ([["u"], "v"], r"line 2: 't' is 'v' here; .*--tasks names other columns"),
+        ([["u"], "v"], r"line 2: 't' is 'v' here, but .*; --tasks names other columns"),
         (["u", ["v"]], r"line 1: 't' is 'u' here"),
         ([["\ud800"], ["v"]], r"line 1: a text, key or label has a lone surrogate"),
     ],
