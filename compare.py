@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ import report
 import runs
 import train
 from data import InputError, Notes, format_of, input_errors, printable, read_data
-from metrics import correlation, score
+from metrics import choose_thresholds, correlation, evaluate, label_array, score
 
 VARIANTS = tuple(mtbert.VARIANTS)  # single, shared, separate-lr
 PAIRS = (("shared", "single"), ("separate-lr", "shared"), ("separate-lr", "single"))
@@ -33,8 +34,9 @@ RATES = (["--lr", "5e-5"], ["--lr", "1e-4"], ["--lr", "2e-4"], ["--lr", "4e-4"])
 RATE_PAIRS = [["--lr", lr, "--head-lr", head_lr] for lr, head_lr in
               (("5e-5", "5e-3"), ("1e-4", "1e-3"), ("1e-4", "5e-3"), ("2e-4", "5e-3"))]  # fmt: skip
 SOURCES = ("--data", "--val", "--test", "--tasks", "--regression", "--text-column", "--pair-column", "--text-encoding",
-           "--missing")  # train.py's flags that OUT/data.json replaces
-METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "pearson": "Pearson"}  # that are compared
+           "--missing", "--multi-label")  # train.py's flags that OUT/data.json replaces
+# that are compared
+METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "exact_match": "exact match", "pearson": "Pearson"}
 OTHERS = {"ece": "calibr. error", "ece_uncalibrated": "uncalibrated"}
 
 
@@ -100,13 +102,21 @@ def in_words(difference):
 
 def baselines(task, rows):
     """Test metrics of the most frequent class (or the mean), and of a linear model on TF-IDF of words and word pairs
-    whose regularisation is chosen on the validation rows."""
+    whose regularisation is chosen on the validation rows. For several labels a text it is one model a label, whose
+    common threshold is chosen as ours is."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
 
     def measure(model, split):
+        if task.several:
+            own, usual = replace(task), np.full(len(task.labels), -100.0)  # by all thresholds no, but for one label
+            usual[np.argmax(task.counts)] = 100.0
+            logits = {s: model.decision_function(x[s]) if model else np.tile(usual, (len(x[s]), 1)) for s in x}
+            choose_thresholds([own], {task.name: y["validation"]}, {task.name: logits["validation"]})
+            return evaluate([own], {task.name: y[split]}, {task.name: logits[split]})[task.name]
         guess = model.predict(x[split]) if model else [max(task.labels, key=y["train"].count)] * len(y[split])
         if task.labels is None:
             return {"pearson": correlation(y[split], guess)}
@@ -116,13 +126,17 @@ def baselines(task, rows):
     labelled = {split: [row for row in part if task.name in row.labels] for split, part in rows.items()}
     x = {split: [" ".join(filter(None, (row.text, row.text_pair))) for row in part] for split, part in labelled.items()}
     y = {split: [row.labels[task.name] for row in part] for split, part in labelled.items()}
+    y = {split: label_array(task, labels) for split, labels in y.items()} if task.several else y
     strengths = (0.1, 0.3, 1, 3, 10, 30, 100)
     models = [Ridge(alpha=1 / c) if task.labels is None else LogisticRegression(C=c, max_iter=5000) for c in strengths]
     tfidf = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": r"\w+|[^\w\s]"}
-    models = [make_pipeline(TfidfVectorizer(**tfidf), model).fit(x["train"], y["train"]) for model in models]
+    models = [OneVsRestClassifier(model) for model in models] if task.several else models
+    target = y["train"][:, :-1] if task.several else y["train"]
+    models = [make_pipeline(TfidfVectorizer(**tfidf), model).fit(x["train"], target) for model in models]
     best = max(models, key=lambda model: score(measure(model, "validation")))
     first = {"pearson": 0.0} if task.labels is None else measure(None, "test")
-    return {"majority class" if task.labels else "the mean": first, "TF-IDF, linear": measure(best, "test")}
+    what = "majority label" if task.several else "majority class" if task.labels else "the mean"
+    return {what: first, "TF-IDF, linear": measure(best, "test")}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -293,7 +307,7 @@ def summarise(args, tasks, linear, trained):
     result = {}
     for task in tasks:
         part = {variant: seeds.get(task.name) or seeds[""] for variant, seeds in trained.items()}
-        names = ("macro_f1", "accuracy", *OTHERS) if task.labels else ("pearson",)
+        names = ("macro_f1", "exact_match" if task.several else "accuracy", *OTHERS) if task.labels else ("pearson",)
         test = {variant: [run["test"][task.name] for run in seeds] for variant, seeds in part.items()}
         scores = {name: {variant: [100 * m[name] for m in test[variant]] for variant in VARIANTS} for name in names}
         differences = {
@@ -301,10 +315,10 @@ def summarise(args, tasks, linear, trained):
             for name in names if name in METRICS
         }  # fmt: skip
         read = {v: [report.predictions_of(run["folder"], task.name) for run in seeds] for v, seeds in part.items()}
-        key = "label" if task.labels else "value"
+        key = "labels" if task.several else "label" if task.labels else "value"
         predictions = {variant: [[p[key] for _, p in rows] for rows in seeds] for variant, seeds in read.items()}
         gold = [label for label, _ in read["shared"][0]]
-        first = {what: {name: 100 * value for name, value in m.items()} for what, m in linear[task.name].items()}
+        first = {what: {m: 100 * values[m] for m in names if m in values} for what, values in linear[task.name].items()}
         result[task.name] = {"rows": len(gold), "baselines": first, "scores": scores, "differences": differences,
                              "gold": gold, "predictions": predictions}  # fmt: skip
     return result

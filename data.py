@@ -48,26 +48,34 @@ def listed(names, most=10):
 
 @dataclass
 class Task:
-    """One thing to predict: a class out of `labels`, or a number where `labels` is None."""
+    """One thing to predict: a class out of `labels`, any number of these, or a number where `labels` is None."""
 
     name: str
     labels: list | None  # in the order of the logits
-    counts: list | None = None  # training rows of each label
+    counts: list | None = None  # training rows that have each label
     names: dict = field(default_factory=dict)  # str(label) -> a name for people
     mean: float = 0.0  # of the training targets; regression learns (target - mean) / std
     std: float = 1.0
     temperature: float = 1.0  # that divides the logits before the softmax; fitted by `calibrate`
+    threshold: float | None = None  # a text has the labels whose probability reaches it; None: it has one, or a number
+
+    @property
+    def several(self):
+        """Whether a text has any number of the labels."""
+        return self.threshold is not None
 
     @property
     def kind(self):
-        """The type of its labels: int or str for classes, float for a number."""
-        return type(self.labels[0]) if self.labels else float
+        """The type of its labels: int or str for classes, a list of these for several a text, float for a number."""
+        kind = type(self.labels[0]) if self.labels else float
+        return list[kind] if self.several else kind
 
     def check(self):
         """Raise ValueError, KeyError or TypeError for what cannot be a task; a file may say anything."""
         texts = [self.name, *(self.names[str(label)] for label in self.labels or [])]
         valid = all(isinstance(text, str) for text in texts) and math.isfinite(self.mean) and 0 < self.std < math.inf
         valid &= 0 < self.temperature < math.inf
+        valid &= not self.several or (0 < self.threshold < 1 and self.labels is not None)
         if self.labels is not None:
             valid &= {type(label) for label in self.labels} in ({str}, {int})
             valid &= len(set(self.labels)) == len(self.labels)
@@ -80,7 +88,7 @@ class Row(NamedTuple):
     where: str  # "FILE, line N", for messages
     text: str
     text_pair: str | None
-    labels: dict  # task name -> str or int (a class), float (a target); absent where not labelled
+    labels: dict  # task name -> str or int (a class), a tuple of these, float (a target); absent where not labelled
 
 
 class Cell(str):
@@ -97,6 +105,7 @@ class Format:
     pair_column: str | None = None  # None: "text_pair", where there is one
     encoding: str | None = None  # None: UTF-8, or what the file's first bytes say
     missing: tuple = ("nan", "NaN", "NA", "N/A", "n/a", "<NA>", "#N/A", "None", "null", "NULL")  # no label, in tables
+    multi_label: dict = field(default_factory=dict)  # column -> the separator of its labels
 
 
 PLAIN = Format()
@@ -108,6 +117,7 @@ def format_flags(flag):
     flag("--pair-column", metavar="NAME", help="the column of a second text (default: text_pair, if there is one)")
     flag("--text-encoding", metavar="NAME", help="such as cp1252 (default: UTF-8, or UTF-16 with a mark)")
     flag("--missing", nargs="*", metavar="WORD", help="words for no label in .csv and .tsv, beside empty cells")
+    flag("--multi-label", nargs="+", metavar="NAME[=S]", help="columns of several labels, joined by S (default: |)")
 
 
 def format_of(args, stored=None):
@@ -118,8 +128,13 @@ def format_of(args, stored=None):
         given = (stored or {}).get(name) if given is None else given
         return given if isinstance(given, kind) else default
 
-    missing = tuple(map(str, pick("missing", list, PLAIN.missing)))
-    return Format(pick("text_column", str, "text"), pick("pair_column", str, None), args.text_encoding, missing)
+    missing, columns = tuple(map(str, pick("missing", list, PLAIN.missing))), {}
+    for name, equals, separator in (str(word).partition("=") for word in pick("multi_label", list, [])):
+        if equals and not separator:
+            raise InputError(f"--multi-label {name}=: the separator is missing")
+        columns[name] = separator or "|"
+    text, pair = pick("text_column", str, "text"), pick("pair_column", str, None)
+    return Format(text, pair, args.text_encoding, missing, columns)
 
 
 @dataclass
@@ -329,17 +344,22 @@ def parse_row(where, row, form=PLAIN, cells=None):
     for value in (text, pair or text):
         if not isinstance(value, str) or not value.strip():
             raise InputError(f"{where}: the text must be a string that is not empty")
+    values = [part for value in row.values() for part in (value if isinstance(value, list) else [value])]
     try:
-        "".join((text, pair or "", *row, *(value for value in row.values() if isinstance(value, str)))).encode()
+        "".join((text, pair or "", *row, *(value for value in values if isinstance(value, str)))).encode()
     except UnicodeEncodeError:
         raise InputError(f"{where}: a text, key or label has a lone surrogate, which is no character") from None
     labels = {}
     for name, value in row.items():
         if name not in (form.text_column, form.pair_column or "text_pair"):
-            if cells is None or isinstance(value, tuple):
-                labels |= {name: value} if value not in (None, "") else {}
-            elif (value := value.strip()) and value not in form.missing:
-                labels[name] = Cell(value)
+            cell = cells is not None and not isinstance(value, tuple)
+            value = value.strip() if cell else value
+            if value in (None, "") or (cell and value in form.missing):
+                continue
+            if isinstance(value, str) and (separator := form.multi_label.get(name)):
+                labels[name] = [Cell(part) for part in map(str.strip, value.split(separator)) if part]
+            else:
+                labels[name] = Cell(value) if cell else value
     return Row(where, text, pair, labels)
 
 
@@ -385,7 +405,12 @@ def as_class(label):
 
 
 def as_label(label, kind):
-    """A label as one of the kind: int or str for classes, float for a number. Raises ValueError for what is none."""
+    """A label as one of the kind, as in Task.kind; several as a sorted tuple. Raises ValueError for what is none."""
+    if kind in (list[int], list[str]):
+        if not are_labels(label):
+            raise ValueError(f"{label} is no list of labels")
+        parts = {as_label(part, *kind.__args__) for part in label}
+        return tuple(sorted(parts, key=lambda part: (isinstance(part, str), part)))
     if type(label) in NO_LABEL:
         raise ValueError(f"{label} is no label")
     if kind is not float:
@@ -398,8 +423,31 @@ def as_label(label, kind):
 NO_LABEL = {list: "several labels of a text", dict: "an object", tuple: "two columns of this name"}
 
 
-def find_kind(name, rows, regression):
-    """int or str where the rows' labels are classes, float where they are numbers. Raises InputError for neither."""
+def are_labels(label):
+    """Whether it is a list of words and whole numbers, perhaps an empty one."""
+    return type(label) is list and all(
+        bool(part.strip()) if isinstance(part, str) else type(part) in (int, float) and part % 1 == 0 for part in label
+    )
+
+
+def each(label):
+    """The labels of a row as a tuple, whether it has one or several."""
+    return label if isinstance(label, tuple) else (label,)
+
+
+def find_kind(name, rows, regression, multi_label):
+    """The kind of a task, as in Task.kind, that has the rows' labels. Raises InputError where there is none."""
+    if name in multi_label or any(type(row.labels[name]) is list for row in rows):
+        good = [f", but {row.labels[name]!r:.40} in {row.where}" for row in rows if are_labels(row.labels[name])][:1]
+        for row in rows:
+            if not are_labels(label := row.labels[name]):
+                what = "several labels are a list of words or whole numbers in each row, [] for none"
+                where = f"{row.where}: {name!r} is {label!r:.40} here{''.join(good)}"
+                raise InputError(f"{where}; {what}; --tasks names other columns")
+        if name in regression:
+            raise InputError(f"--regression {name}: it has several labels a text, and is no number")
+        whole = all(isinstance(as_class(part), int) for row in rows for part in row.labels[name])
+        return list[int] if whole else list[str]
     for row in rows:
         if (kind := type(row.labels[name])) in NO_LABEL:
             raise InputError(f"{row.where}: {name!r} has {NO_LABEL[kind]}, which no task takes; --tasks names others")
@@ -432,7 +480,16 @@ def why_no_task(name, labels):
     if ID_NAME.fullmatch(name) or CAMEL_ID.fullmatch(name):
         return "its name"
     kinds = {type(label) for label in labels}
-    if kinds & NO_LABEL.keys():
+    rows = len(labels)
+    if kinds == {list}:
+        lists = [label for label in labels if are_labels(label)]
+        fractions = any(isinstance(part, float) and part % 1 for label in labels for part in label)
+        labels = [part for label in lists for part in label]
+        if fractions or not labels:
+            return "lists of no labels"
+        if len(lists) < rows:
+            return None  # a mixture is a mistake
+    elif kinds & NO_LABEL.keys():
         return NO_LABEL[kinds.pop()] if len(kinds) == 1 else None  # a mixture is a mistake
     if kinds <= {str, Cell}:
         if all(re.fullmatch(r"\[.*\]", label) for label in labels):
@@ -445,12 +502,12 @@ def why_no_task(name, labels):
     different = len(set(labels))
     if different < 2:
         return "one value only"
-    if different > max(10, len(labels)) / 2 and (None in numbers or not any(number % 1 for number in numbers)):
+    if different > max(10, rows) / 2 and (None in numbers or not any(number % 1 for number in numbers)):
         return "different in most rows"
     return None
 
 
-def choose_tasks(path, rows, names, all_tasks, regression, notes):
+def choose_tasks(path, rows, names, all_tasks, regression, multi_label, notes):
     """-> the names of the tasks, which are `names`, else all columns that look like labels; {task: kind of its labels}
     of all of them or of the first. Raises InputError."""
     columns = {}
@@ -463,7 +520,7 @@ def choose_tasks(path, rows, names, all_tasks, regression, notes):
     if names is None:
         for name, labelled in columns.items():
             reason = why_no_task(name, [row.labels[name] for row in labelled])
-            if reason and name not in regression:
+            if reason and name not in regression and name not in multi_label:
                 notes.left_out[name] = reason
         names = [name for name in columns if name not in notes.left_out]
     if not names and columns:
@@ -471,15 +528,17 @@ def choose_tasks(path, rows, names, all_tasks, regression, notes):
         raise InputError(f"{path}: no column looks like a task; left out: {left_out}; --tasks names the tasks")
     if not names:
         raise InputError(f'{path}: no row has a label; a row is {{"text": ..., TASK: LABEL, ...}}')
-    if unknown := set(regression) - set(names):
-        raise InputError(f"--regression: there is no task {min(unknown)!r}")
+    for flag, given in (("--regression", regression), ("--multi-label", multi_label)):
+        if unknown := set(given) - set(names):
+            raise InputError(f"{flag}: there is no task {min(unknown)!r}")
     names = list(dict.fromkeys(names))
-    return names, {name: find_kind(name, columns[name], regression) for name in names[: None if all_tasks else 1]}
+    learned = names[: None if all_tasks else 1]
+    return names, {name: find_kind(name, columns[name], regression, multi_label) for name in learned}
 
 
 def make_task(name, kind, rows, names):
     """The task that the labels under `name` of training rows describe. Raises InputError where they describe none."""
-    counts = Counter(row.labels[name] for row in rows if name in row.labels)
+    counts = Counter(label for row in rows if name in row.labels for label in each(row.labels[name]))
     if len(counts) < 2:
         raise InputError(f"task {name!r} has {len(counts)} different labels in the training rows; it takes two or more")
     if kind is float:
@@ -490,7 +549,8 @@ def make_task(name, kind, rows, names):
         return task
     labels = sorted(counts)
     names = {str(label): str(names.get(str(label), label)) for label in labels}
-    return Task(name, labels, [counts[label] for label in labels], names)
+    threshold = 0.5 if kind in (list[int], list[str]) else None
+    return Task(name, labels, [counts[label] for label in labels], names, threshold=threshold)
 
 
 def convert_labels(rows, kinds):
@@ -500,13 +560,14 @@ def convert_labels(rows, kinds):
         labels = {}
         for name, kind in kinds.items():
             if name in row.labels:
-                key = kind, type(row.labels[name]), row.labels[name]
+                label = row.labels[name]
+                key = kind, type(label), repr(label) if isinstance(label, list) else label
                 try:
-                    labels[name] = known[key] = known[key] if key in known else as_label(row.labels[name], kind)
+                    labels[name] = known[key] = known[key] if key in known else as_label(label, kind)
                 except (TypeError, ValueError):
-                    what = "finite number" if kind is float else "class"
-                    label = str(row.labels[name])
-                    raise InputError(f"{row.where}: the label {label:.60} of {name!r} is no {what}") from None
+                    what = {float: "finite number", int: "class", str: "class"}
+                    what = what.get(kind, "list of labels; --multi-label splits a text at a separator")
+                    raise InputError(f"{row.where}: the label {label!s:.60} of {name!r} is no {what}") from None
         converted.append(row._replace(labels=labels))
     return converted
 
@@ -519,18 +580,20 @@ def hold_out(rows, tasks, seed, fraction=0.1, name=""):
     """Split `rows` of the task `name` in two, the second a stratified `fraction`; every class keeps one in the first.
 
     Rows are sorted by their labels, equal ones shuffled, and picked at equal distances, so that each combination of
-    labels, however rare, and each range of a regression target gives its share.
+    labels, however rare, and each range of a regression target gives its share. Several labels of a text are a
+    combination, and each of them is a class.
     """
 
     def by_labels(i):
         labels = [rows[i].labels.get(task.name) for task in tasks]
-        return [(label is not None, label or 0) for label in labels]
+        return [(label is not None, 0 if label is None else label) for label in labels]
 
-    left = Counter((task.name, row.labels.get(task.name)) for row in rows for task in tasks)
+    left = Counter((task.name, label) for row in rows for task in tasks for label in each(row.labels.get(task.name)))
     held, due = set(), 0.5
     for i in sorted(random.Random(seed).sample(range(len(rows)), len(rows)), key=by_labels):
         due += fraction
-        keys = [(task.name, rows[i].labels.get(task.name)) for task in tasks if task.labels]
+        named = [(task.name, rows[i].labels.get(task.name)) for task in tasks if task.labels]
+        keys = [(name, label) for name, labels in named for label in each(labels)]
         if due >= 1 and all(left[key] > 1 for key in keys):
             held.add(i)
             left.subtract(keys)
@@ -584,7 +647,7 @@ def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=Tr
             for split in SPLITS if default == "train" else [default]:
                 splits[split] += rows[split]
                 parts += [(path, split, columns, rows[split])] if rows[split] and split != "train" else []
-    names, kinds = choose_tasks(train_files[0], splits["train"], names, all_tasks, regression, notes)
+    names, kinds = choose_tasks(train_files[0], splits["train"], names, all_tasks, regression, form.multi_label, notes)
     for path, split, columns, rows in parts:
         if not any(row.labels.keys() & set(names) for row in rows):
             raise InputError(f"{path}: no {split} row has a label of the tasks {listed(names)}; its columns are "
@@ -612,7 +675,7 @@ def read_data(train_files, val_files=(), test_files=(), names=None, all_tasks=Tr
 
 def unseen_labels(task, what, rows):
     """In a list, a sentence on labels of a task that it does not have, if there are any."""
-    labels = [row.labels[task.name] for row in rows if task.name in row.labels]
+    labels = [label for row in rows if task.name in row.labels for label in each(row.labels[task.name])]
     unseen = [label for label in labels if task.labels and label not in task.labels]
     names = f"are in no training row and count as wrong: {listed(dict.fromkeys(unseen), 3)}"
     return [f"{len(unseen)} {what} labels of {task.name!r} {names}"] if unseen else []
@@ -629,11 +692,12 @@ def data_warnings(tasks, splits):
         words = [label for label in labels if isinstance(label, str)]
         if words and all(re.fullmatch(r"[+-]?\d+,\d+", word) for word in words):
             yield f"{task.name!r} has decimal commas, so that each number is a class; write points"
-        for separator in "|;,":
+        for separator in "" if task.several else "|;,":
             joined = [word for word in words if separator in word]
             parts = {part.strip() for word in joined for part in word.split(separator)}
             if parts & set(words) or (2 * len(joined) > len(labels) > len(parts)):
-                yield f"{task.name!r} looks like several labels a text ({joined[0]!r}): each combination is a class"
+                yield (f"{task.name!r} looks like several labels a text ({joined[0]!r}): each combination is a class; "
+                       f"--multi-label {shlex.quote(f'{task.name}={separator}')} takes them apart")  # fmt: skip
         spellings = {}
         for label in labels:
             spellings.setdefault(" ".join(str(label).casefold().split()), []).append(label)
@@ -644,7 +708,7 @@ def data_warnings(tasks, splits):
         for row in (row for rows in splits.values() for row in rows if task.name in row.labels):
             found.setdefault((row.text, row.text_pair), set()).add(row.labels[task.name])
         if count := sum(len(labels) > 1 for labels in found.values()):
-            yield f"{count} texts have more than one label of {task.name!r}"
+            yield f"{count} texts have more than one {'list of labels' if task.several else 'label'} of {task.name!r}"
     texts = {split: {(row.text, row.text_pair) for row in rows} for split, rows in splits.items()}
     for one, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
         if count := sum((row.text, row.text_pair) in texts[other] for row in splits[one]):
@@ -652,14 +716,14 @@ def data_warnings(tasks, splits):
 
 
 def associations(tasks, rows):
-    """Yield (Cramer's V, task, task) for each two tasks with classes, over the rows that are labelled for both.
+    """Yield (Cramer's V, task, task) for each two tasks of one class a text, over the rows labelled for both.
 
     1 where one label gives the other away, 0 where they are independent (Cramer 1946, section 21.9); by chance well
     above 0 where the rows are few beside the pairs of classes.
     """
     from scipy.stats.contingency import association, crosstab
 
-    for one, other in itertools.combinations([task.name for task in tasks if task.labels], 2):
+    for one, other in itertools.combinations([t.name for t in tasks if t.labels and not t.several], 2):
         pairs = [(row.labels[one], row.labels[other]) for row in rows if one in row.labels and other in row.labels]
         columns = list(zip(*pairs, strict=True))
         if pairs and all(len(set(labels)) > 1 for labels in columns):

@@ -35,7 +35,7 @@ import int8
 import runs
 from checkpoints import DISTILBERT, Wrapped, read_checkpoint, read_tokenizer, transformers_names, write_checkpoint
 from data import InputError, Task, input_errors, parse_row
-from metrics import evaluate, one_answer, score, softmax
+from metrics import choose_thresholds, evaluate, is_labelled, label_array, one_answer, score, sigmoid, softmax
 
 # transformers is imported where it is used: prediction does not need it, and starts in a third of the time without.
 
@@ -50,8 +50,7 @@ class Dataset:
     input_ids: np.ndarray  # int32
     token_type_ids: np.ndarray  # uint8
     offsets: np.ndarray  # (N + 1,) int64
-    labels: dict  # task name -> (N,): int64 classes, -100 where not labelled, C for a label that the task does not
-    # have (which no prediction can be); or float32 z-scores, NaN where not labelled
+    labels: dict  # task name -> metrics.label_array: (N,), or (N, C + 1) for several labels a text
     cut: int = 0  # rows that were longer than the tokenizer's maximum
     unknown: float = 0.0  # share of the tokens that the tokenizer does not know
 
@@ -110,15 +109,7 @@ def encode(tokenizer, rows, tasks=(), empty=None, long="head"):
                 raise InputError("the tokenizer does not fit the encoder") from None
             offsets.append(len(input_ids))
             cut += was_cut
-    labels = {}
-    for task in tasks:
-        given = [row.labels.get(task.name) for row in rows]
-        if task.labels:
-            index = {None: -100} | {label: i for i, label in enumerate(task.labels)}
-            labels[task.name] = np.array([index.get(label, len(task.labels)) for label in given], np.int64)
-        else:
-            scores = [math.nan if target is None else (target - task.mean) / task.std for target in given]
-            labels[task.name] = np.array(scores, np.float32)
+    labels = {task.name: label_array(task, [row.labels.get(task.name) for row in rows]) for task in tasks}
     input_ids, offsets = np.frombuffer(input_ids, np.int32), np.frombuffer(offsets, np.int64)
     unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "[UNK]")
     unknown = float(np.mean(input_ids == unknown)) if unknown is not None and len(rows) else 0.0
@@ -131,7 +122,7 @@ def mixture(labels, power, passes=1, most=8):
     Tasks are drawn in proportion to labels ** power (Stickland & Murray 2019, arXiv:1902.02671), a row for each of its
     labels, and it brings them all. So rows that have every label are drawn once each, or `passes` times.
     """
-    labelled = {name: ~np.isnan(v) if v.dtype.kind == "f" else v != -100 for name, v in labels.items()}
+    labelled = {name: is_labelled(values) for name, values in labels.items()}
     total = sum(mask.sum() ** power for mask in labelled.values())
     draws = np.minimum(sum(mask * len(mask) * mask.sum() ** (power - 1) / total for mask in labelled.values()), most)
     draws *= math.floor(draws.sum() + 1e-6) / draws.sum() * passes  # the same number in each epoch
@@ -432,9 +423,9 @@ class MTBert(nn.Module):
     def forward(self, input_ids, attention_mask, token_type_ids=None, labels=None):
         """-> {task: (B, C) logits} and, where `labels` are given, {task: loss}, else {}.
 
-        `labels` is {task: (B,)} as in Dataset.labels. The loss of a task is the sum over its labelled rows (of cross-
-        entropy, or of the squared error of the z-score) divided by B: every label counts the same wherever it falls,
-        and a batch without a label for a task adds nothing.
+        `labels` is as in Dataset.labels. The loss of a task is the sum over its labelled rows (of cross-entropy, of
+        several labels a text the sum of each one's, or of the squared error of the z-score) divided by B: every row
+        counts the same wherever it falls, and a batch without a label for a task adds nothing.
         """
         with torch.autocast(input_ids.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
             hidden = self.encoder(input_ids, attention_mask, token_type_ids)  # (B, T, D)
@@ -462,6 +453,7 @@ def take_heads(model, folder):
         return None if former else []
     then = {task.name: task for task in former.tasks}
     taken = [task for task in model.tasks if task.name in then and then[task.name].labels == task.labels]
+    taken = [task for task in taken if then[task.name].several == task.several]
     for task in taken:
         old, former_head, new = then[task.name], former.heads[head(task)], model.heads[head(task)]
         new.weight.data.copy_(former_head.weight * (old.std / task.std))  # both are 1 for classes
@@ -470,10 +462,14 @@ def take_heads(model, folder):
 
 
 def loss_sum(task, logits, labels, balanced=False):
-    if task.labels:  # balanced as in scikit-learn: rows / (classes * rows of the class)
-        weight = sum(task.counts) / len(task.counts) / logits.new_tensor(task.counts) if balanced else None
+    if not task.labels:
+        return ((logits.squeeze(1) - labels.nan_to_num()).square() * ~labels.isnan()).sum()
+    # balanced as in scikit-learn: rows / (classes * rows of the class)
+    weight = sum(task.counts) / len(task.counts) / logits.new_tensor(task.counts) if balanced else None
+    if not task.several:
         return F.cross_entropy(logits, labels, weight, ignore_index=-100, reduction="sum")
-    return ((logits.squeeze(1) - labels.nan_to_num()).square() * ~labels.isnan()).sum()
+    yes, known = labels[:, :-1].nan_to_num(), ~labels[:, :1].isnan()  # (B, C), (B, 1)
+    return F.binary_cross_entropy_with_logits(logits, yes, known.float(), pos_weight=weight, reduction="sum")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -584,7 +580,8 @@ def train(model, data, args, folder):
     """Train on data["train"] with the flags of train.py, from the folder's snapshot on where there is one.
 
     -> the weights of the epoch that is best on data["validation"] (a state dict on the processor), its validation
-    metrics, seconds spent in training steps, rows in these. Best is the highest mean over tasks of macro-F1 or Pearson.
+    metrics, seconds spent in training steps, rows in these. Best is the highest mean over tasks of macro-F1 (of several
+    labels a text that under the threshold that makes it highest) or Pearson.
     Raises InputError when a loss is not finite, KeyboardInterrupt(exit status, what to do) once stopped by a signal.
     Of several processes each computes its share of a gradient; all take the steps that one would take.
     """
@@ -618,6 +615,7 @@ def train(model, data, args, folder):
                 optimizer.zero_grad()
                 run.log({task: loss / shares[task] for task, loss in losses.items()}, len(batch), rates, norm, **more)
             logits = compute_logits(model, data["validation"])
+            choose_thresholds(model.tasks, data["validation"].labels, logits)
             metrics = evaluate(model.tasks, data["validation"].labels, logits)
             run.end_epoch(metrics, {task: score(result) for task, result in metrics.items()}, one_answer(metrics))
     return run.best, run.validation, run.seconds, run.trained
@@ -752,8 +750,9 @@ def load(folder, device="auto", dtype="auto"):
 def predict(model, texts):
     """A list of {task: prediction}, one for each text or (text, text_pair), in order.
 
-    A prediction is {"label", "name", "probability", "probabilities": {label: p}}, or {"value"} for a number. Raises
-    InputError for a text without tokens. Probabilities are calibrated on the validation rows.
+    A prediction is {"label", "name", "probability", "probabilities": {label: p}}, of several labels a text {"labels",
+    "names", "probabilities"}, or {"value"} for a number. Raises InputError for a text without tokens. Probabilities are
+    calibrated on the validation rows.
     """
     if isinstance(texts, str):
         raise InputError("predict takes a list of texts")
@@ -776,7 +775,11 @@ def decode(tasks, logits):
 def decode_one(task, logits):
     if not task.labels:
         return {"value": float(logits[0]) * task.std + task.mean}
-    p = softmax(logits / task.temperature).tolist()
+    p = (sigmoid if task.several else softmax)(logits / task.temperature).tolist()
+    if task.several:
+        labels = [label for label, probability in zip(task.labels, p, strict=True) if probability >= task.threshold]
+        names, probabilities = [task.names[str(label)] for label in labels], dict(zip(task.labels, p, strict=True))
+        return {"labels": labels, "names": names, "probabilities": probabilities}
     best = int(np.argmax(p))
     label = task.labels[best]
     probabilities = dict(zip(task.labels, p, strict=True))

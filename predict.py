@@ -114,7 +114,8 @@ def bars_writer(model, args, _):
 def table_writer(model, args, _):
     tasks, column = model.tasks, form_of(model, args).text_column
     names = [[report.describe_class(*item) for item in task.names.items()] for task in tasks]
-    widths = [max(map(len, [t.name, *(f"{x}? 0.00" for x in some)])) for t, some in zip(tasks, names, strict=True)]
+    cells = [[f"{x}? 0.00" + ", " * task.several for x in some] for task, some in zip(tasks, names, strict=True)]
+    widths = [max(map(len, [t.name, *some])) * (1 + t.several) for t, some in zip(tasks, cells, strict=True)]
     left = max(24, report.terminal_width() - sum(widths) - 2 * len(tasks))
 
     def print_row(text, cells):
@@ -147,8 +148,10 @@ def json_writer(model, args, out):
 
 
 def csv_writer(model, args, out):
-    """The input's columns, then TASK and TASK_probability for each task, and `error`; written as the input is."""
-    tasks, header, separator, mark = model.tasks, [form_of(model, args).text_column], ",", ""
+    """The input's columns, then TASK and TASK_probability for each task, and `error`; written as the input is.
+    Several labels of a text are joined as the columns were that the model learned from, else by "|"."""
+    tasks, form, joined = model.tasks, form_of(model, args), {}
+    header, separator, mark = [form.text_column], ",", ""
     if is_table(args.input):
         header, separator, _ = read_table(args.input, args.text_encoding)
         with open(args.input, "rb") as file:
@@ -161,6 +164,7 @@ def csv_writer(model, args, out):
     for task in tasks:
         name = f"{task.name}_predicted" if task.name in names else task.name  # a labelled file keeps its labels
         added += [name, f"{task.name}_probability"] if task.labels else [name]
+        joined[task.name] = form.multi_label.get(task.name, "|")
     added.append("error")
     if taken := [name for name, count in Counter([*set(names), *added]).items() if count > 1]:
         raise InputError(f"--output {args.output} would have two columns {taken[0]!r}; rename one, or name a .jsonl")
@@ -172,7 +176,12 @@ def csv_writer(model, args, out):
         values = []
         for task in tasks:
             p = predictions[task.name] if predictions else {"label": "", "probability": "", "value": ""}
-            values += [p["label"], p["probability"]] if task.labels else [p["value"]]
+            if "labels" in p:
+                by = joined[task.name]  # alone where there is no label; an empty cell would be no answer
+                values.append(by.join(map(str, p["labels"])) or by)
+                values.append(by.join(str(p["probabilities"][label]) for label in p["labels"]))
+            else:
+                values += [p["label"], p["probability"]] if task.labels else [p["value"]]
         if cells is None:
             cells = [row[header[0]]]
         elif len(cells) != len(header):
@@ -240,7 +249,8 @@ def score(model, rows, args):
     )
     metrics = evaluate(model.tasks, labels, logits)
     if not metrics:
-        raise InputError(f"{args.input}: no row has a label of {listed(names)}; its columns are {listed(columns)}")
+        why = f"; the first of {len(failures)} rows left out: {failures[0]}" if failures else ""
+        raise InputError(f"{args.input}: no row has a label of {listed(names)}; its columns are {listed(columns)}{why}")
     for sentence in [sentence for task in model.tasks for sentence in unseen_labels(task, "", labelled)]:
         runs.warn(sentence)
     if failures:

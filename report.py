@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import runs
-from data import associations, data_warnings, input_errors, listed, printable
+from data import associations, data_warnings, each, input_errors, listed, printable
 from metrics import score
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -50,8 +50,9 @@ def print_groups(groups):
 def print_data(tasks, rows, notes, mixture=None):
     """Say which columns are tasks, how many labels each split has of each, how tasks hang together, and what may be a
     mistake. `notes` are what reading found; None, and nothing is warned of. `mixture` is mtbert.mixture's."""
-    kinds = (f"{task.name} ({f'{len(task.labels)} classes' if task.labels else 'a number'})" for task in tasks)
-    line = f"tasks: {', '.join(kinds)}"
+    kinds = ["labels" if task.several else "classes" for task in tasks]
+    kinds = [f"{len(t.labels)} {kind}" if t.labels else "a number" for t, kind in zip(tasks, kinds, strict=True)]
+    line = f"tasks: {', '.join(f'{task.name} ({kind})' for task, kind in zip(tasks, kinds, strict=True))}"
     if notes and notes.left_out:
         left_out = ", ".join(f"{name!r} ({reason})" for name, reason in notes.left_out.items())
         line += f"; left out: {left_out}; --tasks takes any column"
@@ -59,7 +60,7 @@ def print_data(tasks, rows, notes, mixture=None):
     table = [["labels of", *rows, "majority", *["share of draws", "passes an epoch"] * bool(mixture)]]
     for task in tasks:
         counts = [sum(task.name in row.labels for row in part) for part in rows.values()]
-        usual = f"{max(task.counts) / sum(task.counts):.3f}" if task.labels else f"{task.mean:.2f} ± {task.std:.2f}"
+        usual = f"{max(task.counts) / counts[0]:.3f}" if task.labels else f"{task.mean:.2f} ± {task.std:.2f}"
         table.append([task.name, *counts, usual])
         if mixture:
             draws, shares = mixture
@@ -107,19 +108,28 @@ def print_steps(epochs, draws, batch_size):
     print(f"{count} of {draws} draws, {steps} steps (by default about 250, in 3 to 20 epochs)")
 
 
+CALIBRATION = {"calibration error": "ece", "uncalibrated": "ece_uncalibrated"}
+COLUMNS = {  # of print_metrics: head -> metric
+    "class": {"accuracy": "accuracy", "macro-F1": "macro_f1", "majority class": "majority_accuracy", **CALIBRATION},
+    "labels": {"macro-F1": "macro_f1", "micro-F1": "micro_f1", "exact match": "exact_match",
+               "majority's micro-F1": "majority_micro_f1", **CALIBRATION},
+    "number": {"Pearson": "pearson", "Spearman": "spearman", "RMSE": "rmse", "RMSE of the mean": "mean_rmse"},
+}  # fmt: skip
+
+
 def print_metrics(tasks, metrics, rows="test", verbose=False):
     """Print how good the answers for these rows are, a line a task, and with `verbose` a line a class."""
-    for classes in (True, False):
-        some = [task for task in tasks if task.name in metrics and bool(task.labels) == classes]
-        table = [["accuracy", "macro-F1", "majority class", "calibration error", "uncalibrated"] if classes else
-                 ["Pearson", "Spearman", "RMSE", "RMSE of the mean"]]  # fmt: skip
-        keys = ["accuracy", "macro_f1", "majority_accuracy", "ece", "ece_uncalibrated"]
-        keys = keys if classes else ["pearson", "spearman", "rmse", "mean_rmse"]
-        table += [[f"{metrics[task.name][key]:.3f}" for key in keys] for task in some]
+    kinds = {"class": [], "labels": [], "number": []}
+    for task in tasks:
+        if task.name in metrics:
+            kinds["labels" if task.several else "class" if task.labels else "number"].append(task)
+    for kind, some in kinds.items():
+        heads, keys = zip(*COLUMNS[kind].items(), strict=True)
+        table = [[rows, *heads], *([task.name, *(f"{metrics[task.name][key]:.3f}" for key in keys)] for task in some)]
         if some:
             print()
-            print_table([[name, *row] for name, row in zip([rows, *(task.name for task in some)], table, strict=True)])
-        for task in some if classes and verbose else ():
+            print_table(table)
+        for task in some if kind != "number" and verbose else ():
             table = [[task.name, "precision", "recall", "F1", "rows"]]
             for label, c in metrics[task.name]["per_class"].items():
                 numbers = [f"{c[key]:.3f}" for key in ("precision", "recall", "f1")]
@@ -135,9 +145,14 @@ def print_examples(tasks, rows, predictions, what):
         table.append([])
         for task in tasks:
             p, gold = prediction[task.name], row.labels.get(task.name)
-            wrong = "x" if task.labels and gold is not None and gold != p["label"] else ""
-            gold = "-" if gold is None else task.names.get(str(gold), gold) if task.labels else f"{gold:.2f}"
-            table[-1] += [gold, wrong, describe(p, short=True)]
+            right = tuple(p["labels"]) if task.several else p.get("label")
+            wrong = "x" if task.labels and gold is not None and gold != right else ""
+            names = ", ".join(str(task.names.get(str(label), label)) for label in each(gold)) or "none"
+            shown = describe(p, short=True)
+            if task.several:
+                names, shown = shorten(names, 40), shorten(shown, 40)
+            gold = "-" if gold is None else names if task.labels else f"{gold:.2f}"
+            table[-1] += [gold, wrong, shown]
     widths = [max(len(str(cell)) for cell in column) + 2 for column in zip(*table, strict=True)]
     width = max(24, terminal_width() - sum(widths))
     texts = [f"{len(rows)} {what} rows", *(row.text for row in rows)]
@@ -158,23 +173,33 @@ def describe(prediction, short=False):
     more likely wrong than right."""
     if "value" in prediction:
         return f"{prediction['value']:.2f}"
+    if "labels" in prediction:
+        named = zip(prediction["labels"], prediction["names"], strict=True)
+        shown = [(name if short else describe_class(str(label), name), label) for label, name in named]
+        return ", ".join(guess(name, prediction["probabilities"][label]) for name, label in shown) or "none"
     name = prediction["name"] if short else describe_class(str(prediction["label"]), prediction["name"])
-    return f"{name}{'?' * (prediction['probability'] < 0.5)} {prediction['probability']:.2f}"
+    return guess(name, prediction["probability"])
+
+
+def guess(name, probability):
+    return f"{name}{'?' * (probability < 0.5)} {probability:.2f}"
 
 
 def print_bars(tasks, text, prediction):
-    """Print one text's predictions, of each task the three likeliest classes with bars."""
+    """Print one text's predictions, of each task the three likeliest classes, or all its labels, with bars."""
     print(shorten(text, terminal_width()))
     block = "\N{FULL BLOCK}" if "utf" in (sys.stdout.encoding or "").lower() else "#"
     table = []
     for task in tasks:
         p = prediction[task.name]
-        if not task.labels:
+        if not task.labels or p.get("labels") == []:
             table.append([f"  {task.name}", describe(p), ""])
             continue
-        likeliest = sorted(p["probabilities"].items(), key=lambda item: -item[1])[:3]
-        for i, (label, probability) in enumerate(likeliest):
-            name = task.names[str(label)] + "?" * (i == 0 and probability < 0.5)
+        shown = [(label, p["probabilities"][label]) for label in p["labels"]] if task.several else (
+            sorted(p["probabilities"].items(), key=lambda item: -item[1])[:3]
+        )
+        for i, (label, probability) in enumerate(shown):
+            name = task.names[str(label)] + "?" * ((task.several or i == 0) and probability < 0.5)
             bar = f"{probability:.2f} {block * round(20 * probability)}"
             table.append([f"  {task.name}" if i == 0 else "", name, bar])
     print_table(table, left=99)
@@ -189,8 +214,9 @@ LINES = [{"linestyle": style, "color": color} for style in ("-", "--", ":") for 
 
 
 def draw(folder, path, metrics):
-    """Write a PNG to `path`: loss and validation score over the steps; for each task a row with its confusions and its
-    reliability, or a number's predictions, on the test rows; where logged, how the tasks' gradients agree."""
+    """Write a PNG to `path`: loss and validation score over the steps; for each task a row with its confusions (of
+    several labels a text the F1 of each) and its reliability, or a number's predictions, on the test rows; where
+    logged, how the tasks' gradients agree."""
     from matplotlib.figure import Figure
 
     entries = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text("utf-8").splitlines()]
@@ -211,7 +237,7 @@ def draw(folder, path, metrics):
     for i, (task, result, predictions) in enumerate(tested):
         axes = figure.add_subplot(lines, columns, columns * i + 2)
         if task["labels"]:
-            draw_confusion(axes, task, result)
+            (draw_f1 if several(task) else draw_confusion)(axes, task, result)
             draw_reliability(figure.add_subplot(lines, columns, columns * i + 3), task, result, predictions)
         else:
             draw_numbers(axes, task, result, predictions)
@@ -271,6 +297,30 @@ def draw_numbers(axes, task, result, predictions):
     axes.set(title=title, xlabel="label", ylabel="prediction")
 
 
+def several(task):
+    """Whether a text has any number of the labels; runs of before had no such tasks."""
+    return task.get("threshold") is not None
+
+
+def draw_f1(axes, task, result, most=25):
+    """The F1 of each label; of more than `most` those with the most rows."""
+    labels = sorted(result["per_class"].items(), key=lambda item: -item[1]["rows"])[:most]
+    names = [f"{short(describe_class(label, task['names'][label]), 22)} ({c['rows']:.0f})" for label, c in labels]
+    values = [c["f1"] for _, c in labels]
+    axes.barh(range(len(values)), values, color=COLORS[0])
+    axes.axvline(result["macro_f1"], color="#999999", linewidth=1)
+    for i, value in enumerate(values) if len(values) <= 12 else ():
+        inside = value > 0.12  # at the bar's foot, where the line of the mean seldom is
+        x, color = (0.02, "white") if inside else (value + 0.02, "black")
+        axes.text(x, i, f"{value:.2f}", va="center", fontsize=8, color=color)
+    axes.set_yticks(range(len(names)), names, fontsize=8 if len(names) > 12 else None)
+    axes.invert_yaxis()  # the first on top
+    left_out = len(result["per_class"]) - len(labels)
+    title = f"{short(task['name'])}, test: macro-F1 {result['macro_f1']:.3f} (line)"
+    axes.set(title=title, xlim=(0, 1), ylabel="label (its rows)")
+    axes.set_xlabel(f"F1; {left_out} labels of fewer rows are not shown" if left_out else "F1")
+
+
 def draw_confusion(axes, task, result):
     counts = np.array(result["confusion"])
     labels = [short(describe_class(label, task["names"][label]), 14) for label in result["per_class"]]
@@ -288,8 +338,13 @@ def draw_confusion(axes, task, result):
 
 def draw_reliability(axes, task, result, predictions, bins=10):
     """Accuracy against confidence, in bins of equal width, as calibrated and as it was before: p ** temperature."""
-    right = np.array([str(label) == str(p["label"]) for label, p in predictions])
     p = np.array([list(p["probabilities"].values()) for _, p in predictions])
+    if several(task):  # each label is an answer of two classes, no and yes
+        gold = np.array([[label in labels for label in task["labels"]] for labels, _ in predictions])
+        p = np.stack([1 - p, p], -1).reshape(-1, 2)
+        right = p.argmax(1) == gold.ravel()
+    else:
+        right = np.array([str(label) == str(p["label"]) for label, p in predictions])
     raw = np.maximum(p, 1e-12) ** task["temperature"]
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
     before = ("before", raw / raw.sum(1, keepdims=True), "ece_uncalibrated", "#999999", "s")
@@ -301,9 +356,11 @@ def draw_reliability(axes, task, result, predictions, bins=10):
         sizes = [20 + 180 * (bin_of == b).mean() for b in filled]
         axes.scatter(x, y, sizes, color, marker=marker, alpha=0.7, label=f"{what}: error {result[error]:.3f}")
     title = f"{short(task['name'])}, test: is it right as often as it is sure?"
-    axes.set(title=title, xlabel="probability of the answer", ylabel="share of right answers")
+    answer = "each answer, yes or no" if several(task) else "the answer"
+    axes.set(title=title, xlabel=f"probability of {answer}", ylabel="share of right answers")
     axes.set(xlim=(0, 1.03), ylim=(0, 1.03))
-    for handle in axes.legend(title="a bin of rows a point").legend_handles:
+    what = "answers" if several(task) else "rows"
+    for handle in axes.legend(title=f"a bin of {what} a point").legend_handles:
         handle.set_sizes([40])
 
 

@@ -37,6 +37,7 @@ def base_run(tiny, tmp_path_factory):
 
 
 MOOD = {"sentiment": ["negative", "positive"]}
+TAGS = {"tags": ["acting", "negative", "positive", "sound", "story"]}
 TOPIC = {"topic": ["acting", "sound", "story"]}
 NAN_CLASSES = {"sentiment": ["nan", "negative", "positive"], "topic": ["NA", "acting", "sound", "story"]}
 JIGSAW = {name: [0, 1] for name in ("toxic", "insult", "threat")}
@@ -56,6 +57,8 @@ JIGSAW = {name: [0, 1] for name in ("toxic", "insult", "threat")}
         ("--data index.csv", MOOD, 60, ["left out: '' (no name)"]),
         ("--data jigsaw_onehot.csv --tasks toxic insult threat", JIGSAW, 60, []),
         ("--data jigsaw_onehot.csv", JIGSAW, 60, ["left out: 'id'"]),
+        ("--data list_labels.json", TAGS, 60, ["tasks: tags (5 labels)\n"]),
+        ("--data pipe_lists.csv --multi-label tags", TAGS, 60, ["tasks: tags (5 labels)\n"]),
         ("--data boolean.json", {"is_positive": ["False", "True"]}, 60, []),
         ("--data semicolon.csv", MOOD | TOPIC, 60, []),
         ("--data latin1.csv --text-encoding cp1252", MOOD, 60, []),
@@ -95,8 +98,8 @@ def test_columns_that_identify_are_learned_where_tasks_names_them(train):
         ("--data base.csv --test test_misnamed.csv", r"test_misnamed.csv: no test row has a label of the tasks"),
         ("--data latin1.csv", r"latin1.csv: not UTF-8 at byte 50; --text-encoding"),
         ("--data latin1.csv --text-encoding klingon", r"--text-encoding klingon: there is no such encoding"),
-        ("--data list_labels.json", r"no column looks like a task; left out: 'tags' \(several labels of a text\)"),
-        ("--data list_labels.json --tasks tags", r"list_labels.json, row 1: 'tags' has several labels of a text"),
+        ("--data base.csv --multi-label topics", r"--multi-label: there is no task 'topics'"),
+        ("--data base.csv --multi-label topic --regression topic", r"--regression topic: it has several labels a text"),
         ("--data base.csv --tasks nothing", r"no task 'nothing'; the rows have 'sentiment', 'topic'; --tasks picks"),
         ("--data base.csv --regression topic", r"base.csv, line 2: 'topic' is 'sound' here, which is no number"),
         ("--data base.csv --text-column topics", r"no 'topics' among the columns 'text', 'sentiment', 'topic'; "
@@ -113,7 +116,8 @@ def test_what_is_refused_leaves_no_run(train, arguments, message):
 def test_a_column_of_lists_is_never_taken_silently_for_classes(train):
     status, _, err, tasks = train("--data", "pipe_lists.csv")
     assert status == 0 and len(tasks["tags"]) == 6
-    assert "'tags' looks like several labels a text ('negative|acting'): each combination is a class" in err
+    assert "'tags' looks like several labels a text ('negative|acting'): each combination is a class; " in err
+    assert "; --multi-label 'tags=|' takes them apart\n" in err
 
 
 # ---------------------------------------------------------------------------------------------------------------------

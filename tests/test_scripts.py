@@ -320,7 +320,7 @@ TRAIN_ERRORS = [
     ("--lr inf", "argument --lr: inf is not between"),
     ("--device meta --data good.json", "device 'meta' cannot be used here"),
     ("--data kind.json", "kind.json, row 1: 'a' is 'x' here, but 1 in kind.json, row 31"),
-    ("--data list.json", "list.json, row 31: 'a' has several labels of a text, which no task takes"),
+    ("--data list.json", "list.json, row 1: 'a' is 'x' here, but ['x'] in list.json, row 31; several labels"),
     ("--data boolean.json", "boolean.json, row 1: 'a' is 'x' here, but True in boolean.json, row 31"),
     ("--data row.json", "row.json, row 31: a row must be an object"),
     ("--data good.json --val unseen.json", "unseen.json: no rows for validation"),
