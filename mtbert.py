@@ -482,11 +482,19 @@ VARIANTS = {  # head_lr: the default of --head-lr; None, and the heads learn at 
 }
 
 
+def freeze_embeddings(encoder):
+    """Leave those of tokens, positions and types, and their norm, as they are: no gradient, no update."""
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and "embed" not in name)
+
+
 def parameter_groups(model, lr, head_lr, layer_decay, weight_decay):
     """AdamW's groups: the encoder (with `layer_decay` below 1 one part a layer, each learning slower than the one
     above it, the embeddings slowest) and the heads. Biases and layer norms, the vectors, do not decay."""
     layers, level, groups = len(model.encoder.layers), 0, {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name.startswith("heads."):
             part, rate = "heads", head_lr
         elif layer_decay == 1:
@@ -520,6 +528,7 @@ def pick_device(name="auto"):
 def pick_dtype(name, device, predict=False):
     """The dtype of the encoder's arithmetic; "auto" is bfloat16 where that is the faster, else float32, or to predict
     on a processor int8 where that is. Raises InputError where there is no int8."""
+    name = str(name).removeprefix("torch.")
     if name == "int8" and (device.type != "cpu" or not int8.supported()):
         raise InputError("int8 takes a processor with VNNI, and there is none")
     if name == "auto":
@@ -738,7 +747,7 @@ def load(folder, device="auto", dtype="auto"):
     if dtype == torch.int8:
         int8.quantize(model.encoder.layers)
     else:
-        for parameter in model.encoder.parameters():  # no buffers: in bfloat16 a rotary encoder would lose its positions
+        for parameter in model.encoder.parameters():  # no buffers: a rotary encoder would lose its positions
             parameter.data = parameter.data.to(dtype)
     return model.to(device).eval()
 

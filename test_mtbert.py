@@ -307,18 +307,21 @@ def test_variants_differ_in_tasks_and_learning_rates_as_documented():
 
 
 @pytest.mark.parametrize(
-    ("name", "features", "dtype"),
+    ("name", "features", "training", "prediction"),
     [
-        ("AMD EPYC", {"avx512_bf16"}, torch.bfloat16),
-        ("Intel Xeon", {"avx512_bf16"}, torch.float32),
-        ("Intel Xeon", {"avx512_bf16", "amx_bf16"}, torch.bfloat16),
-        ("AMD EPYC", {"avx512_f"}, torch.float32),
+        ("AMD EPYC", {"avx512_bf16", "avx512_vnni"}, torch.bfloat16, torch.bfloat16),
+        ("Intel Xeon", {"avx512_bf16", "avx512_vnni"}, torch.float32, torch.int8),
+        ("Intel Xeon", {"avx512_bf16", "amx_bf16", "avx512_vnni"}, torch.bfloat16, torch.bfloat16),
+        ("Intel Core", {"avx_vnni"}, torch.float32, torch.int8),
+        ("AMD EPYC", {"avx512_f"}, torch.float32, torch.float32),
     ],
 )
-def test_auto_takes_bfloat16_only_where_the_processor_is_fast_in_it(name, features, dtype, monkeypatch):
+def test_auto_takes_what_the_processor_is_fast_in(name, features, training, prediction, monkeypatch):
     capabilities = {"cpu_name": name, "avx512_bf16": False, "amx_bf16": False} | dict.fromkeys(features, True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert mtbert.pick_dtype("auto", torch.device("cpu")) == dtype
+    assert mtbert.pick_dtype("auto", torch.device("cpu")) == training
+    assert mtbert.pick_dtype("auto", torch.device("cpu"), predict=True) == prediction
+    assert mtbert.pick_dtype("auto", torch.device("mps"), predict=True) == torch.float32
 
 
 def test_two_equal_runs_are_equal_to_the_bit_and_another_seed_is_not(tiny, tmp_path):

@@ -1,0 +1,116 @@
+"""Prediction in 8-bit integers, and embeddings that stay as they are."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+import int8
+import mtbert
+from conftest import tiny_checkpoint
+from data import InputError
+
+with_vnni = pytest.mark.skipif(not int8.supported(), reason="takes a processor with VNNI")
+TEXTS = ["great movie", "a film that is bad " * 8, "no", ("a pair", "of texts")]
+
+
+def write_rows(path):
+    lines = [f"film {i} is {'good' if i % 2 else 'bad'},{'yes' if i % 2 else 'no'}" for i in range(40)]
+    path.write_text("\n".join(["text,liked", *lines]))
+    return path
+
+
+def capabilities(monkeypatch, *features):
+    """Let torch say that the processor has these alone."""
+    known = {"cpu_name": "Some", "avx512_bf16": False, "amx_bf16": False} | dict.fromkeys(features, True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+
+
+@with_vnni
+def test_a_layer_is_the_exact_product_of_its_rounded_inputs_and_weights():
+    torch.manual_seed(0)
+    linear, x = nn.Linear(384, 40), torch.randn(3, 5, 384) * torch.logspace(-3, 3, 5)[:, None]  # tokens of many sizes
+    x[0, 0], x[1, 1] = 0, 1  # and the largest products that there are
+    of_x, of_weight = x.abs().amax(-1, keepdim=True) / 127, linear.weight.abs().amax(1, keepdim=True) / 127
+    inputs, weights = (x * (1 / of_x.clamp_min(1e-38)) + 0.5).floor(), (linear.weight / of_weight).round()
+    exact = inputs.double() @ weights.double().T * of_x * of_weight[:, 0] + linear.bias
+    found = int8.Int8Linear(linear)(x)
+    assert found.dtype == torch.float32 and (found - exact).abs().max() <= 1e-6 * exact.abs().max()
+    error = (found - linear(x)).norm(dim=-1) / linear(x).norm(dim=-1)
+    assert error.max() < 0.02 and found[0, 0].equal(linear.bias)  # each token has a scale of its own
+
+
+@with_vnni
+def test_a_model_in_int8_answers_nearly_as_in_float32_whatever_is_beside_a_text(finished):
+    exact, model = mtbert.load(finished, dtype="float32"), mtbert.load(finished, dtype="int8")
+    kinds = [type(layer) for layer in model.encoder.modules()]
+    assert kinds.count(int8.Int8Linear) == 8 and nn.Linear not in kinds  # of two layers
+    together = mtbert.predict(model, TEXTS)
+    for text, found, expected in zip(TEXTS, together, mtbert.predict(exact, TEXTS), strict=True):
+        [alone] = mtbert.predict(model, [text])
+        for task in ("liked", "stars"):
+            numbers = [np.array(list(p[task].get("probabilities", p[task]).values())) for p in (found, expected, alone)]
+            assert np.abs(numbers[0] - numbers[1]).max() < 0.05
+            assert np.abs(numbers[0] - numbers[2]).max() < 0.01  # sums that differ in a last bit may be rounded apart
+
+
+@with_vnni
+def test_another_encoder_takes_int8_when_asked_and_not_by_itself(tmp_path, script, monkeypatch):
+    encoder = tiny_checkpoint(tmp_path / "encoder", "mpnet")
+    rows, out = write_rows(tmp_path / "rows.csv"), tmp_path / "run"
+    assert script("train.py", "--encoder", encoder, "--data", rows, "--epochs", 1, "--out", out)[0] == 0
+    model, exact = mtbert.load(out, dtype="int8"), mtbert.load(out, dtype="float32")
+    assert any(isinstance(layer, int8.Int8Linear) for layer in model.encoder.modules())
+    found, expected = (mtbert.predict(m, TEXTS[:3]) for m in (model, exact))
+    for one, other in zip(found, expected, strict=True):
+        assert one["liked"]["probabilities"] == pytest.approx(other["liked"]["probabilities"], abs=0.05)
+    capabilities(monkeypatch, "avx512_vnni")
+    assert not any(isinstance(layer, int8.Int8Linear) for layer in mtbert.load(out).encoder.modules())
+
+
+@with_vnni
+def test_a_model_in_int8_is_neither_saved_nor_exported(finished, tmp_path):
+    model = mtbert.load(finished, dtype="int8")
+    for write in (mtbert.save, mtbert.to_transformers):
+        with pytest.raises(InputError, match='load it with dtype="float32"'):
+            write(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_int8_without_vnni_is_one_line(finished, script, monkeypatch):
+    capabilities(monkeypatch, "avx512_f", "avx512_bf16")
+    status, out, err = script("predict.py", "--model", finished, "--dtype", "int8", "great movie")
+    assert (status, out, err) == (2, "", "predict.py: error: int8 takes a processor with VNNI, and there is none\n")
+
+
+@with_vnni
+def test_a_run_is_tested_in_the_arithmetic_that_it_learned_in(tiny, tmp_path, script, monkeypatch):
+    capabilities(monkeypatch, "avx512_vnni")
+    rows = write_rows(tmp_path / "rows.csv")
+    command = ("--encoder", tiny, "--data", rows, "--test", rows, "--epochs", 1, "--out", tmp_path / "run")
+    assert script("train.py", *command)[0] == 0
+    tested = [json.loads(line) for line in (tmp_path / "run" / "test_predictions.jsonl").read_text().splitlines()]
+    texts = [line.partition(",")[0] for line in rows.read_text().splitlines()[1:]]
+    exact, fast = (mtbert.predict(mtbert.load(tmp_path / "run", dtype=name), texts) for name in ("float32", "auto"))
+    assert [line["predictions"] for line in tested] == json.loads(json.dumps(exact)) != json.loads(json.dumps(fast))
+
+
+def test_frozen_embeddings_stay_and_all_else_learns(tiny, tmp_path, script):
+    rows, out = write_rows(tmp_path / "rows.csv"), tmp_path / "run"
+    command = ("--encoder", tiny, "--data", rows, "--epochs", 1, "--out", out, "--freeze-embeddings")
+    assert script("train.py", *command)[0] == 0
+    before = mtbert.Encoder.from_pretrained(tiny).state_dict()
+    after = mtbert.load(out, dtype="float32").encoder.state_dict()
+    same = {name for name, value in before.items() if value.equal(after[name])}
+    assert same == {name for name in before if "embed" in name} and len(same) == 5
+
+
+def test_freezing_changes_only_whose_gradient_is_taken(tiny):
+    model = mtbert.MTBert(mtbert.Encoder.from_pretrained(tiny), [], None)
+    every = {p for group in mtbert.parameter_groups(model, 1, 1, 0.5, 0) for p in group["params"]}
+    mtbert.freeze_embeddings(model.encoder)
+    kept = {p for group in mtbert.parameter_groups(model, 1, 1, 0.5, 0) for p in group["params"]}
+    assert every - kept == {p for name, p in model.named_parameters() if "embed" in name}
+    assert "embeddings" not in {group["name"] for group in mtbert.parameter_groups(model, 1, 1, 0.5, 0)}
