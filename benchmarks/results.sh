@@ -63,6 +63,20 @@ for part; do
     mixture-trec) # each row is labelled for one of the two
         curve $part 1 100 --of sentiment coarse --data "$data"/{sst,trec}/train.jsonl --val "$data/sst/dev.jsonl" \
             --test "$data"/{sst,trec}/test.jsonl --tasks sentiment coarse ;;
+    first) # in place of training both together: SST's `fine` first, then the 104 labels of mixture-fine-5
+        [ -e "$out/mixture-fine-5/task-1-5/data.json" ] || { echo "run the part mixture-fine-5 first" >&2; exit 2; }
+        run first-fine 5 "${sst[@]}" --tasks fine --variant single --epochs 2
+        few=(--data "$out/mixture-fine-5/task-1-5/data.json" --tasks sentiment --variant single)
+        for ((n = 0; n < ${SEEDS:-5}; n++)); do
+            [ -e "$out/first-then-$n/metrics.json" ] || python train.py "${few[@]}" --encoder "$out/first-fine-$n" --seed $n \
+                --out "$out/first-then-$n" --overwrite > "$out/first-then-$n.txt"
+        done
+        run first-then 5 "${few[@]}" ;; # all finished: it prints their means
+    freeze) # with and without the embeddings' gradient
+        run freeze-sst 3 "${sst[@]}" --tasks sentiment --variant single --epochs 1 --freeze-embeddings
+        run freeze-sst-not 3 "${sst[@]}" --tasks sentiment --variant single --epochs 1
+        run freeze-rest14 5 "${rest14[@]}" --epochs $epochs --freeze-embeddings
+        run freeze-rest14-not 5 "${rest14[@]}" --epochs $epochs ;;
     mixture) python benchmarks/curve.py --join "$out"/mixture-{fine,category,sick}-* --out "$out/mixture" ;;
     short) # one epoch on every sixth row: what pooling, learning rates and warm-up each add
         awk 'NR % 6 == 1' "$data/sst/train.jsonl" > "$out/sixth.jsonl"
