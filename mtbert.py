@@ -161,9 +161,9 @@ def length_grouped_batches(lengths, batch_size, rng, counts=None):
 def collate(data, rows, config, device):
     """The batch of the given row numbers, padded to its longest row: the arguments of MTBert.forward."""
     starts, lengths = data.offsets[rows], data.lengths[rows]
-    # Up to a multiple of 8: oneDNN keeps compiled kernels for each shape, by the hundred megabytes when training; GPUs
-    # like it too. In prediction on a processor the kernels are few, and an eighth of the products would be padding.
-    multiple = 8 if torch.is_grad_enabled() or torch.device(device).type != "cpu" else 1
+    # Up to a multiple of 4 in training: oneDNN keeps compiled kernels for each shape, by the hundred megabytes. In
+    # prediction these are few, and a sixteenth of the products would be padding. GPUs like multiples of 8.
+    multiple = 8 if torch.device(device).type != "cpu" else 4 if torch.is_grad_enabled() else 1
     positions = np.arange(min(-(-lengths.max() // multiple) * multiple, config.max_length))
     attention_mask = positions < lengths[:, None]  # (B, T)
     source = (starts[:, None] + positions)[attention_mask]

@@ -57,19 +57,19 @@ def test_batches_take_each_row_once_and_pad_little():
     assert [b.tolist() for b in batches] != sorted(b.tolist() for b in batches)
 
 
-def test_a_collated_batch_holds_the_tokens_of_its_rows_padded_to_a_multiple_of_eight_within_the_limit(tiny):
+def test_a_collated_batch_holds_the_tokens_of_its_rows_padded_to_a_multiple_of_four_within_the_limit(tiny):
     config = mtbert.Encoder.from_pretrained(tiny).config
-    ids, types, offsets = np.arange(10, 19, dtype=np.int32), np.ones(9, np.uint8), np.array([0, 2, 5, 9])
+    ids, types, offsets = np.arange(10, 20, dtype=np.int32), np.ones(10, np.uint8), np.array([0, 2, 5, 10])
     data = Dataset(ids, types, offsets, {"a": np.array([0, 1, -100])})
     config.pad_token_id, config.max_position_embeddings = 7, 6
     batch = mtbert.collate(data, np.array([2, 0]), config, "cpu")
-    assert batch["input_ids"].tolist() == [[15, 16, 17, 18, 7, 7], [10, 11, 7, 7, 7, 7]]
-    assert batch["attention_mask"].tolist() == [[True] * 4 + [False] * 2, [True] * 2 + [False] * 4]
-    assert batch["token_type_ids"].tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]
+    assert batch["input_ids"].tolist() == [[15, 16, 17, 18, 19, 7], [10, 11, 7, 7, 7, 7]]
+    assert batch["attention_mask"].tolist() == [[True] * 5 + [False], [True] * 2 + [False] * 4]
+    assert batch["token_type_ids"].tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]]
     config.max_position_embeddings = 512
     assert mtbert.collate(data, np.array([2, 0]), config, "cpu")["input_ids"].shape == (2, 8)
     with torch.inference_mode():
-        assert mtbert.collate(data, np.array([2, 0]), config, "cpu")["input_ids"].shape == (2, 4)
+        assert mtbert.collate(data, np.array([2, 0]), config, "cpu")["input_ids"].shape == (2, 5)
     assert batch["labels"]["a"].tolist() == [-100, 0]
 
 
