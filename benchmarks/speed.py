@@ -31,6 +31,7 @@ import torch
 import torch.nn as nn
 import transformers
 from matplotlib.figure import Figure
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as mtbert's scripts set it, here for all contenders
 HERE = Path(__file__).parent.parent
@@ -54,10 +55,9 @@ class Start:
 
     def __init__(self, encoder=mtbert.DEFAULT_ENCODER, device="cpu"):
         self.encoder, self.device, self.cpu = encoder, mtbert.pick_device(device), device == "cpu"
-        self.folder, self.config = mtbert.find_encoder(encoder)[0], mtbert.Encoder.from_pretrained(encoder).config
+        self.folder, self.config, self.int8 = mtbert.find_encoder(encoder)[0], mtbert.Encoder.from_pretrained(encoder).config, self.cpu and int8.supported()
         self.tokenizer = mtbert.load_tokenizer(encoder, self.config.max_length, self.config.vocab_size)
         self.dtype = str(mtbert.pick_dtype("auto", self.device)).removeprefix("torch.")
-        self.int8 = self.cpu and int8.supported()
 
     def theirs(self, classes=3, **settings):
         """-> transformers' tokenizer, and its model with a head."""
@@ -183,7 +183,7 @@ def learning_curve(run, start, reach, every=20, **settings):
             curve.append([now - begin, accuracy("validation")])
             begin += start.now() - now  # the clock stands still while we look
 
-    hook = torch.optim.optimizer.register_optimizer_step_post_hook(watch)
+    hook = register_optimizer_step_post_hook(watch)
     run(start, start.splits["train"], start.task, **settings)
     hook.remove()
     return {"curve": curve, "validation": accuracy("validation"), "test": accuracy("test")}
@@ -350,11 +350,11 @@ def draw(result, path):
         values = [values_of(entry)[0] for entry in result[part].values()]
         low, medians, high = (np.array([f(v) for v in values]) for f in (np.min, np.median, np.max))
         colors = ["#0072B2" if "mtbert" in name or "predict.py" in name else "#999999" for name in result[part]]
-        axis.barh(list(result[part]), medians, xerr=[medians - low, high - medians], color=colors, capsize=3)
+        names = [name if part == "one" or entry["dtype"] in name else f"{name} ({entry['dtype']})" for name, entry in result[part].items()]
+        axis.barh(names, medians, xerr=[medians - low, high - medians], color=colors, capsize=3)
         for i, m in enumerate(medians):
             axis.annotate(f"{m:,.{1 if m < 100 else 0}f}", (high[i], i), (6, 0), textcoords="offset points", va="center", fontsize=9)
-        axis.set_xlim(0, axis.get_xlim()[1] * 1.12)
-        axis.invert_yaxis()
+        axis.set(xlim=(0, high.max() * 1.15), ylim=(len(names) - 0.4, -0.6))
         axis.set_title(TABLES[part], loc="left", fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
