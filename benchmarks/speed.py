@@ -425,12 +425,12 @@ def part_compile(start, args):
         return [run(), run()]
 
     contenders = {
-        "train, Trainer at its best": (start.rows, lambda: train_best_trainer(*train, epochs=2)),
-        "train, the same with torch_compile": (start.rows, lambda: train_best_trainer(*train, epochs=2, torch_compile=True)),
         "train, mtbert": (start.rows, lambda: train_mtbert(*train, repeats=2)),
         "train, mtbert --compile": (start.rows, lambda: train_mtbert(*train, flags=["--compile"], repeats=2)),
         "predict, mtbert": (start.texts, lambda: predict(False)),
         "predict, mtbert with torch.compile": (start.texts, lambda: predict(True)),
+        "train, Trainer at its best": (start.rows, lambda: train_best_trainer(*train, epochs=2)),
+        "train, the same with torch_compile": (start.rows, lambda: train_best_trainer(*train, epochs=2, torch_compile=True)),
     }
     print(f"\n{'compile, ' + start.dtype:40}{'first, s':>10}{'second, s':>11}{'difference, s':>15}{'rows a second':>15}")
     for name, (rows, run) in contenders.items():
