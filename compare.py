@@ -344,7 +344,7 @@ def print_results(result, cost, chosen, seeds, steps, passes):
         for metric, differences in task["differences"].items():
             for pair, d in differences.items():
                 interval = f"{d['mean']:+6.2f} ({d['low']:+.2f} to {d['high']:+.2f})"
-                print(f"  {METRICS[metric]:10}{pair:24}{interval:26} {in_words(d)}")
+                print(f"  {METRICS[metric]:12}{pair:24}{interval:26} {in_words(d)}")
     print(f"\n{'cost of all tasks':28}{'training':>12}{'parameters':>16}{'prediction of a text':>24}")
     for variant, c in cost.items():
         print(f"  {variant:26}{c['train_seconds']:10.1f} s{c['parameters']:16,}{1000 * c['seconds_per_text']:21.2f} ms")

@@ -75,7 +75,7 @@ class Task:
         texts = [self.name, *(self.names[str(label)] for label in self.labels or [])]
         valid = all(isinstance(text, str) for text in texts) and math.isfinite(self.mean) and 0 < self.std < math.inf
         valid &= 0 < self.temperature < math.inf
-        valid &= not self.several or (0 < self.threshold < 1 and self.labels is not None)
+        valid &= not self.several or (type(self.threshold) is float and 0 < self.threshold < 1 and bool(self.labels))
         if self.labels is not None:
             valid &= {type(label) for label in self.labels} in ({str}, {int})
             valid &= len(set(self.labels)) == len(self.labels)
@@ -130,9 +130,9 @@ def format_of(args, stored=None):
 
     missing, columns = tuple(map(str, pick("missing", list, PLAIN.missing))), {}
     for name, equals, separator in (str(word).partition("=") for word in pick("multi_label", list, [])):
-        if equals and not separator:
+        if equals and not separator.strip():
             raise InputError(f"--multi-label {name}=: the separator is missing")
-        columns[name] = separator or "|"
+        columns[name] = separator.strip() or "|"
     text, pair = pick("text_column", str, "text"), pick("pair_column", str, None)
     return Format(text, pair, args.text_encoding, missing, columns)
 
@@ -357,6 +357,8 @@ def parse_row(where, row, form=PLAIN, cells=None):
             if value in (None, "") or (cell and value in form.missing):
                 continue
             if isinstance(value, str) and (separator := form.multi_label.get(name)):
+                if re.fullmatch(r"\[.*\]", value):
+                    raise InputError(f"{where}: {name!r} is {value!r:.40}; join labels by {separator!r}, no brackets")
                 labels[name] = [Cell(part) for part in map(str.strip, value.split(separator)) if part]
             else:
                 labels[name] = Cell(value) if cell else value
@@ -443,7 +445,8 @@ def find_kind(name, rows, regression, multi_label):
             if not are_labels(label := row.labels[name]):
                 what = "several labels are a list of words or whole numbers in each row, [] for none"
                 where = f"{row.where}: {name!r} is {label!r:.40} here{''.join(good)}"
-                raise InputError(f"{where}; {what}; --tasks names other columns")
+                hint = f"--multi-label {name} splits texts" if isinstance(label, str) else "--tasks names other columns"
+                raise InputError(f"{where}; {what}; {hint}")
         if name in regression:
             raise InputError(f"--regression {name}: it has several labels a text, and is no number")
         whole = all(isinstance(as_class(part), int) for row in rows for part in row.labels[name])
@@ -480,9 +483,8 @@ def why_no_task(name, labels):
     if ID_NAME.fullmatch(name) or CAMEL_ID.fullmatch(name):
         return "its name"
     kinds = {type(label) for label in labels}
-    rows = len(labels)
     if kinds == {list}:
-        lists = [label for label in labels if are_labels(label)]
+        lists, rows = [label for label in labels if are_labels(label)], len(labels)
         fractions = any(isinstance(part, float) and part % 1 for label in labels for part in label)
         labels = [part for label in lists for part in label]
         if fractions or not labels:
@@ -502,7 +504,7 @@ def why_no_task(name, labels):
     different = len(set(labels))
     if different < 2:
         return "one value only"
-    if different > max(10, rows) / 2 and (None in numbers or not any(number % 1 for number in numbers)):
+    if different > max(10, len(labels)) / 2 and (None in numbers or not any(number % 1 for number in numbers)):
         return "different in most rows"
     return None
 
@@ -692,11 +694,13 @@ def data_warnings(tasks, splits):
         words = [label for label in labels if isinstance(label, str)]
         if words and all(re.fullmatch(r"[+-]?\d+,\d+", word) for word in words):
             yield f"{task.name!r} has decimal commas, so that each number is a class; write points"
-        for separator in "" if task.several else "|;,":
+        if task.several and labels == [0, 1]:
+            yield f"{task.name!r} has the labels 0 and 1 alone; if a list has one of them for each label, name these"
+        for separator in "|;,":
             joined = [word for word in words if separator in word]
             parts = {part.strip() for word in joined for part in word.split(separator)}
             if parts & set(words) or (2 * len(joined) > len(labels) > len(parts)):
-                yield (f"{task.name!r} looks like several labels a text ({joined[0]!r}): each combination is a class; "
+                yield (f"{task.name!r} looks like several labels a text ({joined[0]!r}): each combination is one; "
                        f"--multi-label {shlex.quote(f'{task.name}={separator}')} takes them apart")  # fmt: skip
         spellings = {}
         for label in labels:

@@ -159,10 +159,10 @@ def length_grouped_batches(lengths, batch_size, rng, counts=None):
 
 
 def collate(data, rows, config, device):
-    """The batch of the given row numbers, padded to its longest row: the arguments of MTBert.forward."""
+    """The batch of the given row numbers, padded to its longest or a little more: the arguments of MTBert.forward."""
     starts, lengths = data.offsets[rows], data.lengths[rows]
     # Up to a multiple of 4 in training: oneDNN keeps compiled kernels for each shape, by the hundred megabytes. In
-    # prediction these are few, and a sixteenth of the products would be padding. GPUs like multiples of 8.
+    # prediction these are few, and what padding costs is more. GPUs like multiples of 8.
     multiple = 8 if torch.device(device).type != "cpu" else 4 if torch.is_grad_enabled() else 1
     positions = np.arange(min(-(-lengths.max() // multiple) * multiple, config.max_length))
     attention_mask = positions < lengths[:, None]  # (B, T)
@@ -483,7 +483,7 @@ VARIANTS = {  # head_lr: the default of --head-lr; None, and the heads learn at 
 
 
 def freeze_embeddings(encoder):
-    """Leave those of tokens, positions and types, and their norm, as they are: no gradient, no update."""
+    """Leave as they are: the embeddings of tokens, positions and types, their norm and projection. No gradient."""
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and "embed" not in name)
 
@@ -529,8 +529,10 @@ def pick_dtype(name, device, predict=False):
     """The dtype of the encoder's arithmetic; "auto" is bfloat16 where that is the faster, else float32, or to predict
     on a processor int8 where that is. Raises InputError where there is no int8."""
     name = str(name).removeprefix("torch.")
-    if name == "int8" and (device.type != "cpu" or not int8.supported()):
-        raise InputError("int8 takes a processor with VNNI, and there is none")
+    if name == "int8" and device.type != "cpu":
+        raise InputError(f"int8 is for a processor, not for {device.type}")
+    if name == "int8" and not int8.supported():
+        raise InputError("int8 takes a processor with VNNI, and this has none")
     if name == "auto":
         native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         if device.type == "cpu":
@@ -699,7 +701,8 @@ def to_transformers(model, folder):
 
 
 def load(folder, device="auto", dtype="auto"):
-    """The model that `save` wrote to `folder`, in evaluation mode, its encoder in `dtype`. Raises InputError.
+    """The model that `save` wrote to `folder`, in evaluation mode, its encoder in `dtype`. Raises InputError. In int8
+    it predicts alone: it is neither trained, saved nor compiled.
 
     Nothing in the files is trusted: shapes are compared before anything is allocated, contents with their SHA-256.
     """
@@ -746,6 +749,7 @@ def load(folder, device="auto", dtype="auto"):
     dtype = pick_dtype(dtype, device, predict=isinstance(model.encoder, Encoder))  # others were not measured in int8
     if dtype == torch.int8:
         int8.quantize(model.encoder.layers)
+        model.encoder.requires_grad_(False)  # what came through the layers' sums alone would be wrong
     else:
         for parameter in model.encoder.parameters():  # no buffers: a rotary encoder would lose its positions
             parameter.data = parameter.data.to(dtype)

@@ -164,7 +164,11 @@ def csv_writer(model, args, out):
     for task in tasks:
         name = f"{task.name}_predicted" if task.name in names else task.name  # a labelled file keeps its labels
         added += [name, f"{task.name}_probability"] if task.labels else [name]
-        joined[task.name] = form.multi_label.get(task.name, "|")
+        by = joined[task.name] = form.multi_label.get(task.name, "|")
+        for label in map(str, task.labels) if task.several else ():
+            if by in label or label != label.strip():
+                what = f"the label {label!r} of {task.name!r} cannot be joined by {by!r} and told apart again"
+                raise InputError(f"--output {args.output}: {what}; name a .jsonl")
     added.append("error")
     if taken := [name for name, count in Counter([*set(names), *added]).items() if count > 1]:
         raise InputError(f"--output {args.output} would have two columns {taken[0]!r}; rename one, or name a .jsonl")
@@ -251,7 +255,7 @@ def score(model, rows, args):
     if not metrics:
         why = f"; the first of {len(failures)} rows left out: {failures[0]}" if failures else ""
         raise InputError(f"{args.input}: no row has a label of {listed(names)}; its columns are {listed(columns)}{why}")
-    for sentence in [sentence for task in model.tasks for sentence in unseen_labels(task, "", labelled)]:
+    for sentence in [sentence for task in model.tasks for sentence in unseen_labels(task, "given", labelled)]:
         runs.warn(sentence)
     if failures:
         runs.warn(f"{len(failures)} rows were left out; the first: {failures[0]}")

@@ -1,4 +1,4 @@
-"""The real encoder once in each way that train.py can take it: what its model scores, how fast it learns.
+"""The real encoder in several of the ways that train.py can take it: what its model scores, how fast it learns.
 
 python benchmarks/paths.py --data DATA --out OUT          # DATA holds rest14/{train,test}.jsonl (benchmarks/README.md)
 

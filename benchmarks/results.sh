@@ -69,7 +69,7 @@ for part; do
         few=(--data "$out/mixture-fine-5/task-1-5/data.json" --tasks sentiment --variant single)
         for ((n = 0; n < ${SEEDS:-5}; n++)); do
             [ -e "$out/first-then-$n/metrics.json" ] || python train.py "${few[@]}" --encoder "$out/first-fine-$n" --seed $n \
-                --out "$out/first-then-$n" --overwrite > "$out/first-then-$n.txt"
+                --out "$out/first-then-$n" --overwrite ${FLAGS:-} > "$out/first-then-$n.txt"
         done
         run first-then 5 "${few[@]}" ;; # all finished: it prints their means
     freeze) # with and without the embeddings' gradient

@@ -116,7 +116,7 @@ def test_what_is_refused_leaves_no_run(train, arguments, message):
 def test_a_column_of_lists_is_never_taken_silently_for_classes(train):
     status, _, err, tasks = train("--data", "pipe_lists.csv")
     assert status == 0 and len(tasks["tags"]) == 6
-    assert "'tags' looks like several labels a text ('negative|acting'): each combination is a class; " in err
+    assert "'tags' looks like several labels a text ('negative|acting'): each combination is one; " in err
     assert "; --multi-label 'tags=|' takes them apart\n" in err
 
 

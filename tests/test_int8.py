@@ -1,6 +1,11 @@
 """Prediction in 8-bit integers, and embeddings that stay as they are."""
 
+import copy
 import json
+import os
+import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +14,7 @@ import torch.nn as nn
 
 import int8
 import mtbert
-from conftest import tiny_checkpoint
+from conftest import ROOT, make_rows, tiny_checkpoint
 from data import InputError
 
 with_vnni = pytest.mark.skipif(not int8.supported(), reason="takes a processor with VNNI")
@@ -79,10 +84,32 @@ def test_a_model_in_int8_is_neither_saved_nor_exported(finished, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@with_vnni
+def test_a_model_in_int8_is_copied_and_takes_no_gradient(finished):
+    model = mtbert.load(finished, dtype="int8")
+    copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    assert mtbert.predict(model, TEXTS) == mtbert.predict(copies[0], TEXTS) == mtbert.predict(copies[1], TEXTS)
+    batch = mtbert.collate(mtbert.encode(model.tokenizer, make_rows({})), np.array([0]), model.encoder.config, "cpu")
+    batch["labels"] = None
+    model(**batch)[0]["liked"].sum().backward()
+    taken = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert taken == {"heads.head_liked.weight", "heads.head_liked.bias"}
+
+
+@with_vnni
+def test_int8_is_taken_only_where_its_products_are_exact():
+    """oneDNN without VNNI, as on an older processor: products of bytes overflow."""
+    for name, expected in (("AVX512_CORE_VNNI", "True"), ("AVX2", "False")):
+        command = [sys.executable, "-c", "import int8; print(int8.supported())"]
+        environment = os.environ | {"ONEDNN_MAX_CPU_ISA": name}
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout == f"{expected}\n"
+
+
 def test_int8_without_vnni_is_one_line(finished, script, monkeypatch):
     capabilities(monkeypatch, "avx512_f", "avx512_bf16")
     status, out, err = script("predict.py", "--model", finished, "--dtype", "int8", "great movie")
-    assert (status, out, err) == (2, "", "predict.py: error: int8 takes a processor with VNNI, and there is none\n")
+    assert (status, out, err) == (2, "", "predict.py: error: int8 takes a processor with VNNI, and this has none\n")
 
 
 @with_vnni

@@ -32,6 +32,7 @@ from data import (
     hold_out,
     read_data,
     unseen_labels,
+    why_no_task,
 )
 
 CASES = Path(__file__).parent / "cases"
@@ -227,7 +228,7 @@ def test_a_joined_column_without_the_flag_is_classes_and_a_warning_names_the_fla
         ([["u"], [{"v": 1}]], r"line 2: 't' is \[\{'v': 1\}\] here"),
         ([["u"], [True]], r"line 2: 't' is \[True\] here"),
         ([["u"], [" "]], r"line 2: 't' is \[' '\] here"),
-        ([["u"], "v"], r"line 2: 't' is 'v' here, but .*; --tasks names other columns"),
+        ([["u"], "v"], r"line 2: 't' is 'v' here, but .*; --multi-label t splits texts"),
         (["u", ["v"]], r"line 1: 't' is 'u' here"),
         ([["\ud800"], ["v"]], r"line 1: a text, key or label has a lone surrogate"),
     ],
@@ -451,10 +452,34 @@ def test_compare_has_both_baselines_and_differences_of_macro_f1(script, tiny):
     files = ["--data", write("a.csv", ["text,t,m", *lines[:40]]), "--test", write("b.csv", ["text,t,m", *lines[40:]])]
     flags = [*files, "--multi-label", "t=;", "--encoder", tiny, "--epochs", "1", "--seeds", "2", "--out", "c"]
     status, out, err = script("compare.py", *flags)
-    assert status == 0 and "nan" not in out and re.search(r"^  macro-F1  shared - single ", out, re.M), err
+    assert status == 0 and "nan" not in out and re.search(r"^  macro-F1 +shared - single ", out, re.M), err
     task = json.loads(Path("c/compare.json").read_text())["tasks"]["t"]
     assert set(task["differences"]) == {"macro_f1", "exact_match"} and set(task["gold"][3]) <= {"u", "v"}
     assert task["baselines"]["TF-IDF, linear"]["macro_f1"] == 100
     always = sklearn_metrics.f1_score([[i & 1, i >> 1 & 1] for i in range(40, 60)], [[1, 0]] * 20, average="macro",
                                       zero_division=0.0)  # fmt: skip
     assert task["baselines"]["majority label"]["macro_f1"] == pytest.approx(100 * always)
+
+
+@pytest.mark.parametrize(
+    ("cells", "flags", "said"),
+    [
+        (["u; v", "u", "v"], ["--multi-label", "tags"], "looks like several labels a text ('u; v')"),
+        (["['u', 'v']", "['u']"], ["--multi-label", "tags"], "line 2: 'tags' is \"['u', 'v']\"; join labels by '|'"),
+        (["u|v", "u"], ["--multi-label", "tags= "], "--multi-label tags=: the separator is missing"),
+    ],
+)
+def test_a_separator_that_does_not_fit_is_said(tiny, tmp_path, script, cells, flags, said):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,tags\n" + "".join(f'film {i},"{cells[i % len(cells)]}"\n' for i in range(60)))
+    _, _, err = script("train.py", "--encoder", tiny, "--data", rows, *flags, "--epochs", 1, "--out", tmp_path / "run")
+    assert said in err
+
+
+def test_lists_of_zeros_and_ones_are_warned_of_and_many_labels_of_few_rows_are_a_task():
+    rows = [Row("", f"text {i}", None, {"tags": (0, 1)}) for i in range(9)]
+    task = Task("tags", [0, 1], [9, 9], {"0": "0", "1": "1"}, threshold=0.5)
+    said = list(data_warnings([task], {"train": rows, "validation": [], "test": []}))
+    assert any("'tags' has the labels 0 and 1 alone" in sentence for sentence in said)
+    lists = [[str(i % 60), str(i * 7 % 60)] for i in range(100)]
+    assert why_no_task("tags", lists) is None and why_no_task("tags", [["x", str(i)] for i in range(60)])
