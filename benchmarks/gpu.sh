@@ -31,7 +31,7 @@ step() { # name, most seconds, command
         timeout "$limit" "$@" > "$out/$name.txt" 2>&1 || status=$?
     fi
     [ $status = 0 ] || failed+=("$name")
-    report+=$(printf '%-10s %4d s  %s' "$name" $((SECONDS - start)) "$([ $status = 0 ] && echo done || echo "FAILED, exit status $status")")$'\n'
+    report+=$(printf '%-10s %4d s  %s' "$name" $((SECONDS - start)) "$([ $status = 0 ] && echo done || echo "FAILED, exit status $status: $(tail -n 1 "$out/$name.txt")")")$'\n'
     echo "$name: $((SECONDS - start)) s, exit status $status"
 }
 
