@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE=1
 case $device in
 cuda) rows=(--train-rows 4096 --predict-rows 8192 --rounds 4) base=(--train-rows 2048 --predict-rows 4096 --rounds 3)
     compiled=(--train-rows 2048 --predict-rows 8192) tests=(test_mtbert.py tests) sample=sample_data.json ;;
-cpu) rows=(--train-rows 64 --predict-rows 32 --rounds 2) base=(--train-rows 8 --predict-rows 8 --rounds 1)
+cpu) rows=(--train-rows 32 --predict-rows 16 --rounds 2) base=(--train-rows 8 --predict-rows 4 --rounds 1)
     compiled=(--train-rows 32 --predict-rows 32 --encoder "$out/tiny") tests=(tests/test_metrics.py) sample=$out/sample.json ;;
 *) echo "DEVICE is cuda or cpu" >&2; exit 2 ;;
 esac
@@ -31,7 +31,7 @@ step() { # name, most seconds, command
         timeout "$limit" "$@" > "$out/$name.txt" 2>&1 || status=$?
     fi
     [ $status = 0 ] || failed+=("$name")
-    report+=$(printf '%-10s %4d s  %s' "$name" $((SECONDS - start)) "$([ $status = 0 ] && echo done || echo "FAILED, exit status $status")")$'\n'
+    report+=$(printf '%-10s %4d s  %s' "$name" $((SECONDS - start)) "$([ $status = 0 ] && echo done || echo "FAILED, exit status $status: $(tail -n 1 "$out/$name.txt")")")$'\n'
     echo "$name: $((SECONDS - start)) s, exit status $status"
 }
 
@@ -94,7 +94,7 @@ import json, sys
 import transformers
 import mtbert
 content = json.load(open("sample_data.json"))
-content = {name: rows[:64] if isinstance(rows, list) else rows for name, rows in content.items()}
+content = {name: rows[:32] if isinstance(rows, list) else rows for name, rows in content.items()}
 json.dump(content, open(f"{sys.argv[1]}/sample.json", "w"))
 tiny = transformers.BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128)
 transformers.BertModel(tiny).save_pretrained(f"{sys.argv[1]}/tiny")
@@ -129,7 +129,7 @@ for name in speed base; do
     echo && echo "== $name" && grep "^matrix products" "$out/$name.txt"
     sed -n '/^train, rows a second/,$p' "$out/$name.txt"
 done
-echo && sed -n '/^compile,/,$p' "$out/compile.txt"
+echo && sed -n '/^compile,/,$p' "$out/compile.txt" | grep -v warning
 echo && cat "$out/parity.txt" "$out"/*equal.txt
 echo && echo "tests: $(tail -n 1 "$out/tests.txt")" && grep "^FAILED\|^ERROR" "$out/tests.txt"
 echo && echo -n "$report"

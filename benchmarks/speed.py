@@ -84,7 +84,9 @@ class Start:
 
 def load_mtbert(tasks, start=None):
     start = start or Start()
-    return mtbert.MTBert(mtbert.Encoder.from_pretrained(start.encoder), tasks, start.tokenizer)
+    model = mtbert.MTBert(mtbert.Encoder.from_pretrained(start.encoder), tasks, start.tokenizer)
+    model.compute_dtype = getattr(torch, start.dtype)
+    return model
 
 
 class Mean(nn.Module):
@@ -92,8 +94,7 @@ class Mean(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        folder = f"{tempfile.mkdtemp()}/encoder"
-        mtbert.to_transformers(model, folder)
+        mtbert.to_transformers(model, folder := f"{tempfile.mkdtemp()}/encoder")
         self.bert = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="eager")
         self.head = copy.deepcopy(next(iter(model.heads.values())))
 
@@ -151,8 +152,7 @@ def train_mtbert(start, rows, *tasks, epochs=1, seed=0, flags=(), repeats=1):
             lines = [{"text": row.text} | {task.name: row.labels.get(task.name, i % 2) for task in tasks} for i, row in enumerate(part)]
             Path(folder, f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         argv = ["--data", f"{folder}/train.jsonl", "--val", f"{folder}/val.jsonl", "--tasks", *(task.name for task in tasks)]
-        argv += ["--encoder", str(start.encoder), "--device", str(start.device), "--epochs", str(epochs), "--seed", str(seed)]
-        args = train.parse_args([*argv, *flags])
+        args = train.parse_args([*argv, "--encoder", str(start.encoder), "--device", str(start.device), "--epochs", str(epochs), "--seed", str(seed), *flags])
         model, _, data = train.prepare(args, start.device, None)
         WATCHED.update(model=model, logits=lambda batch: model(**batch)[0][tasks[0].name])
         return [mtbert.train(model, data, args, tempfile.mkdtemp(dir=folder))[2] for _ in range(repeats)]
@@ -263,6 +263,7 @@ def predict_engines(model):
 def predict_mtbert(model, dtype, device="cpu", compile=False):
     """Its encoder as mtbert.load gives it."""
     model = copy.deepcopy(model).eval().to(device)
+    model.compute_dtype = torch.float32  # so that the dtype is that of the weights
     if dtype == "int8":
         int8.quantize(model.encoder.layers)
     else:
@@ -387,7 +388,6 @@ def part_train(start, args):
 
 def part_predict(start, args):
     model = load_mtbert([start.task], start)
-    two = mtbert.MTBert(model.encoder, [start.task, SECOND], model.tokenizer)
     best = str(mtbert.pick_dtype("auto", start.device, predict=True)).removeprefix("torch.")
     dtypes, functions = list(dict.fromkeys(["float32"] * start.cpu + [start.dtype])), {}
     for dtype in dtypes:
@@ -395,7 +395,7 @@ def part_predict(start, args):
     functions |= predict_engines(model) if start.cpu else {}
     for dtype in dtypes + ["int8"] * start.int8:
         functions["mtbert" if dtype == best else f"mtbert, {dtype}"] = dtype, predict_mtbert(model, dtype, start.device)
-    functions["mtbert, two tasks"] = best, predict_mtbert(two, best, start.device)
+    functions["mtbert, two tasks"] = best, predict_mtbert(mtbert.MTBert(model.encoder, [start.task, SECOND], model.tokenizer), best, start.device)
     contenders = {name: (dtype, start.texts, timed(run, start.texts, now=start.now)) for name, (dtype, run) in functions.items()}
     return measure(contenders, min(args.rounds, 4), start.operations)
 
