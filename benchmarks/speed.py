@@ -286,8 +286,7 @@ def matmul_rate(start, dtype, seconds=1.0):
     for i, o in [(D, 3 * D), (D, D), (D, wide), (wide, D)]:
         if dtype == "int8":
             x, layer = torch.randint(256, (tokens, i), dtype=torch.uint8), int8.Int8Linear(nn.Linear(i, o))
-            rest = (layer.weight, layer.scale, layer.zero_points, None, 1.0, 0, torch.float32, "none", [], "")
-            products.append(partial(torch.ops.onednn.qlinear_pointwise, x, 1.0, 128, *rest))
+            products.append(partial(int8.product, x, layer.packed, layer.scale))
         else:
             products.append(partial(nn.functional.linear, *(torch.randn(n, i, dtype=getattr(torch, dtype), device=start.device) for n in (tokens, o))))
     done, begin = 0, start.now()
