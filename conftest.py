@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported, which reads it once
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # on the processor; benchmarks/gpu.sh gives them a GPU
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait do not spin: much faster on a busy machine
 
 import pytest

@@ -10,7 +10,7 @@ set -uo pipefail
 mkdir -p "$2" || exit 2
 data=$(realpath "$1") out=$(realpath "$2") device=${3:-cuda}
 cd "$(dirname "$0")/.."
-export HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=1 CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}
 case $device in
 cuda) rows=(--train-rows 4096 --predict-rows 8192 --rounds 4) base=(--train-rows 2048 --predict-rows 4096 --rounds 3)
     compiled=(--train-rows 2048 --predict-rows 8192) tests=(test_mtbert.py tests) sample=sample_data.json ;;
