@@ -35,7 +35,7 @@ RATE_PAIRS = [["--lr", lr, "--head-lr", head_lr] for lr, head_lr in
               (("5e-5", "5e-3"), ("1e-4", "1e-3"), ("1e-4", "5e-3"), ("2e-4", "5e-3"))]  # fmt: skip
 SOURCES = ("--data", "--val", "--test", "--tasks", "--regression", "--text-column", "--pair-column", "--text-encoding",
            "--missing", "--multi-label")  # train.py's flags that OUT/data.json replaces
-# that are compared
+# The metrics that are compared
 METRICS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "exact_match": "exact match", "pearson": "Pearson"}
 OTHERS = {"ece": "calibr. error", "ece_uncalibrated": "uncalibrated"}
 
@@ -114,7 +114,9 @@ def baselines(task, rows):
         if task.several:
             own, usual = replace(task), np.full(len(task.labels), -100.0)  # by all thresholds no, but for one label
             usual[np.argmax(task.counts)] = 100.0
-            logits = {s: model.decision_function(x[s]) if model else np.tile(usual, (len(x[s]), 1)) for s in x}
+            logits = {}
+            for s in {"validation", split}:
+                logits[s] = model.decision_function(x[s]) if model else np.tile(usual, (len(x[s]), 1))
             choose_thresholds([own], {task.name: y["validation"]}, {task.name: logits["validation"]})
             return evaluate([own], {task.name: y[split]}, {task.name: logits[split]})[task.name]
         guess = model.predict(x[split]) if model else [max(task.labels, key=y["train"].count)] * len(y[split])

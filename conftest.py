@@ -108,6 +108,25 @@ def script(capsys, monkeypatch):
     return run
 
 
+@pytest.fixture
+def signal_at(monkeypatch):
+    """Send this process a signal at the n-th call of a function of a module -> the list that grows with each call."""
+
+    def arrange(module, name, n, number):
+        calls, function = [], getattr(module, name)
+
+        def stopped(*arguments):
+            calls.append(name)
+            if len(calls) == n:
+                os.kill(os.getpid(), number)
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, stopped)
+        return calls
+
+    return arrange
+
+
 @pytest.fixture(scope="session")
 def finished(tiny, tmp_path_factory):
     """The folder of a run on two tasks: classes out of a CSV file, and a number."""

@@ -329,6 +329,8 @@ def read_rows(path, form=PLAIN, label_names=None):
 # ---------------------------------------------------------------------------------------------------------------------
 # From rows to tasks
 
+BRACKETS = re.compile(r"\[.*\]")  # a list that is written into a cell
+
 
 def parse_row(where, row, form=PLAIN, cells=None):
     """The Row of a row as read. Raises InputError for a text that is missing, empty or no Unicode text."""
@@ -357,7 +359,7 @@ def parse_row(where, row, form=PLAIN, cells=None):
             if value in (None, "") or (cell and value in form.missing):
                 continue
             if isinstance(value, str) and (separator := form.multi_label.get(name)):
-                if re.fullmatch(r"\[.*\]", value):
+                if BRACKETS.fullmatch(value):
                     raise InputError(f"{where}: {name!r} is {value!r:.40}; join labels by {separator!r}, no brackets")
                 labels[name] = [Cell(part) for part in map(str.strip, value.split(separator)) if part]
             else:
@@ -494,7 +496,7 @@ def why_no_task(name, labels):
     elif kinds & NO_LABEL.keys():
         return NO_LABEL[kinds.pop()] if len(kinds) == 1 else None  # a mixture is a mistake
     if kinds <= {str, Cell}:
-        if all(re.fullmatch(r"\[.*\]", label) for label in labels):
+        if all(map(BRACKETS.fullmatch, labels)):
             return NO_LABEL[list]
         if sum(DATE.fullmatch(label) is not None for label in labels) > 0.9 * len(labels):
             return "dates"

@@ -485,7 +485,8 @@ VARIANTS = {  # head_lr: the default of --head-lr; None, and the heads learn at 
 def freeze_embeddings(encoder):
     """Leave as they are: the embeddings of tokens, positions and types, their norm and projection. No gradient."""
     for name, parameter in encoder.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and "embed" not in name)
+        if "embed" in name:
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(model, lr, head_lr, layer_decay, weight_decay):
@@ -540,7 +541,7 @@ def pick_dtype(name, device, predict=False):
             # Intel's AVX-512 has half of float32's rate in bfloat16, unlike its AMX, AMD's AVX-512, and Arm
             full_rate = features.get("avx512_bf16") and "Intel" not in features["cpu_name"]
             native = full_rate or features.get("amx_bf16") or features.get("bf16")
-        fast = predict and device.type == "cpu" and int8.supported()
+        fast = predict and not native and device.type == "cpu" and int8.supported()
         name = "bfloat16" if native else "int8" if fast else "float32"
     return getattr(torch, name)
 
@@ -789,11 +790,10 @@ def decode_one(task, logits):
     if not task.labels:
         return {"value": float(logits[0]) * task.std + task.mean}
     p = (sigmoid if task.several else softmax)(logits / task.temperature).tolist()
+    probabilities = dict(zip(task.labels, p, strict=True))
     if task.several:
-        labels = [label for label, probability in zip(task.labels, p, strict=True) if probability >= task.threshold]
-        names, probabilities = [task.names[str(label)] for label in labels], dict(zip(task.labels, p, strict=True))
-        return {"labels": labels, "names": names, "probabilities": probabilities}
+        labels = [label for label in task.labels if probabilities[label] >= task.threshold]
+        return {"labels": labels, "names": [task.names[str(x)] for x in labels], "probabilities": probabilities}
     best = int(np.argmax(p))
     label = task.labels[best]
-    probabilities = dict(zip(task.labels, p, strict=True))
     return {"label": label, "name": task.names[str(label)], "probability": p[best], "probabilities": probabilities}

@@ -77,7 +77,7 @@ def parse_args(argv):
     flag("--batch-size", type=count, default=32, metavar="N", help="rows in a step (default: %(default)s)")
     flag("--accumulate", type=count, default=1, metavar="N", help="parts of a batch; they save memory (default: 1)")
     flag("--lr", type=positive, default=1e-4, help="peak learning rate (default: %(default)s)")
-    flag("--head-lr", type=positive, help=f"for separate-lr (default: {mtbert.VARIANTS['separate-lr']['head_lr']})")
+    flag("--head-lr", type=positive, help=f"of the heads, in separate-lr ({mtbert.VARIANTS['separate-lr']['head_lr']})")
     flag("--layer-decay", type=number(float, 0.01, 1), help="a layer's rate / that of the one above, for separate-lr")
     flag("--weight-decay", type=positive, default=0.01, help="but none of biases and layer norms (default: 0.01)")
     flag("--warmup-ratio", type=number(float, 0, 1), default=0.1, help="share of steps to warm up (default: 0.1)")

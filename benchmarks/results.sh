@@ -10,12 +10,12 @@ data=$1 out=$2 epochs=${EPOCHS:-3}
 shift 2
 mkdir -p "$out"
 
-run() { # name, number of seeds, flags of train.py
+run() { # name, number of seeds, flags of train.py, in which @SEED@ stands for the seed
     name=$1 seeds=${SEEDS:-$2}; shift 2
     folders=()
     for ((seed = 0; seed < seeds; seed++)); do
         folders+=("$out/$name-$seed")
-        [ -e "$out/$name-$seed/metrics.json" ] || python train.py "$@" ${FLAGS:-} --seed $seed --out "$out/$name-$seed" --overwrite > "$out/$name-$seed.txt"
+        [ -e "$out/$name-$seed/metrics.json" ] || python train.py "${@//@SEED@/$seed}" ${FLAGS:-} --seed $seed --out "$out/$name-$seed" --overwrite > "$out/$name-$seed.txt"
     done
     echo "== $name: $*"
     python benchmarks/means.py "${folders[@]}"
@@ -66,12 +66,8 @@ for part; do
     first) # in place of training both together: SST's `fine` first, then the 104 labels of mixture-fine-5
         [ -e "$out/mixture-fine-5/task-1-5/data.json" ] || { echo "run the part mixture-fine-5 first" >&2; exit 2; }
         run first-fine 5 "${sst[@]}" --tasks fine --variant single --epochs 2
-        few=(--data "$out/mixture-fine-5/task-1-5/data.json" --tasks sentiment --variant single)
-        for ((n = 0; n < ${SEEDS:-5}; n++)); do
-            [ -e "$out/first-then-$n/metrics.json" ] || python train.py "${few[@]}" --encoder "$out/first-fine-$n" --seed $n \
-                --out "$out/first-then-$n" --overwrite ${FLAGS:-} > "$out/first-then-$n.txt"
-        done
-        run first-then 5 "${few[@]}" ;; # all finished: it prints their means
+        run first-then 5 --data "$out/mixture-fine-5/task-1-5/data.json" --tasks sentiment --variant single \
+            --encoder "$out/first-fine-@SEED@" ;;
     freeze) # with and without the embeddings' gradient
         run freeze-sst 3 "${sst[@]}" --tasks sentiment --variant single --epochs 1 --freeze-embeddings
         run freeze-sst-not 3 "${sst[@]}" --tasks sentiment --variant single --epochs 1

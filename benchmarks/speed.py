@@ -55,7 +55,8 @@ class Start:
 
     def __init__(self, encoder=mtbert.DEFAULT_ENCODER, device="cpu"):
         self.encoder, self.device, self.cpu = encoder, mtbert.pick_device(device), device == "cpu"
-        self.folder, self.config, self.int8 = mtbert.find_encoder(encoder)[0], mtbert.Encoder.from_pretrained(encoder).config, self.cpu and int8.supported()
+        self.folder, ours, self.int8 = mtbert.find_encoder(encoder)[0], mtbert.Encoder.from_pretrained(encoder), self.cpu and int8.supported()
+        self.config, self.parameters = ours.config, sum(parameter.numel() for parameter in ours.layers.parameters())
         self.tokenizer = mtbert.load_tokenizer(encoder, self.config.max_length, self.config.vocab_size)
         self.dtype = str(mtbert.pick_dtype("auto", self.device)).removeprefix("torch.")
 
@@ -79,7 +80,7 @@ class Start:
     def operations(self, rows):
         """Of a forward pass, of the layers: two for each parameter and token."""
         tokens = mtbert.encode(self.tokenizer, [row._replace(text_pair=None) for row in rows]).lengths.sum()
-        return 2 * int(tokens) * sum(parameter.numel() for parameter in load_mtbert([], self).encoder.layers.parameters())
+        return 2 * int(tokens) * self.parameters
 
 
 def load_mtbert(tasks, start=None):

@@ -1,10 +1,8 @@
 """Properties of compare.py: intervals, verdicts, and its command line."""
 
 import json
-import os
 import signal
 import sys
-from collections import Counter
 from pathlib import Path
 from random import Random
 
@@ -64,29 +62,21 @@ def test_verdicts():
 # The command line
 
 
-def test_compare_trains_every_variant_survives_interruption_and_reports(script, tiny, tmp_path, monkeypatch):
+def test_compare_trains_every_variant_survives_interruption_and_reports(script, tiny, tmp_path, monkeypatch, signal_at):
     monkeypatch.chdir(tmp_path)
     rng, words, labels = Random(0), ("bad", "good"), ("no", "yes")
     lines = [f"film {i} is {words[i % 2]} {rng.random()},{labels[i % 2]},{i / 8}" for i in range(48)]
     Path("a.csv").write_text("\n".join(["text,liked,stars", *lines[:36]]))
     Path("t.csv").write_text("\n".join(["text,liked,stars", *lines[36:]]))
     flags = ["--data", "a.csv", "--test", "t.csv", "--encoder", tiny, "--epochs", "2", "--seeds", "2", "--out", "c"]
-    calls = Counter()
-
-    def stopped(*arguments, train=mtbert.train):
-        calls["all"] += 1
-        if calls["all"] == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return train(*arguments)
-
-    monkeypatch.setattr(mtbert, "train", stopped)
+    calls = signal_at(mtbert, "train", 4, signal.SIGINT)
     status, out, err = script("compare.py", *flags)
     assert status == 130 and err.endswith("compare.py: stopped; the same command goes on\n")
     assert not Path("c/compare.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in Path("c").glob("*/metrics.json")}
     assert len(kept) == 3
     status, out, err = script("compare.py", *flags)
-    assert status == 0 and {path: path.stat().st_mtime_ns for path in kept} == kept and calls["all"] == 9
+    assert status == 0 and {path: path.stat().st_mtime_ns for path in kept} == kept and len(calls) == 9
     assert "run 8 of 8: separate-lr, seed 1; about" in err and "learning rates not tuned" in out
     result = json.loads(Path("c/compare.json").read_text())
     tasks = result["tasks"]
@@ -123,7 +113,7 @@ def test_compare_trains_every_variant_survives_interruption_and_reports(script, 
     for wrong, message in mistakes.items():
         status, _, err = script("compare.py", *flags, *wrong.split())
         assert status == 2 and message in err and err.count("\n") <= 2, err
-    assert calls["all"] == 10  # none of them began to train
+    assert len(calls) == 10  # none of them began to train
 
 
 def test_compare_takes_any_names_and_numbers_and_an_error_leaves_the_folder_usable(script, tiny, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import argparse
 import csv
 import json
-import os
 import re
 import signal
 from collections import Counter
@@ -403,20 +402,12 @@ def test_the_picture_has_a_bar_a_label_and_a_point_a_bin_of_answers():
     assert points == [pytest.approx([0.72, 0]), pytest.approx([(0.91 + 0.93 + 0.92 + 0.92 + 0.93) / 5, 4 / 5])]
 
 
-def test_a_stopped_run_ends_as_an_undisturbed_one(script, tiny, monkeypatch):
+def test_a_stopped_run_ends_as_an_undisturbed_one(script, tiny, signal_at):
     rows = [row | ({"mood": i % 2} if i % 3 else {}) for i, row in enumerate(numbered(["u", "v"], [], None, ["v"]))]
     flags = ["--data", write("a.jsonl", [row for row in rows if len(row) > 1]), "--encoder", tiny, "--epochs", "3"]
     flags += ["--batch-size", "8", "--test", "a.jsonl"]
     assert script("train.py", *flags, "--out", "whole")[0] == 0
-    calls = Counter()
-
-    def stopped(*arguments, step=mtbert.forward_backward):
-        calls["steps"] += 1
-        if calls["steps"] == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
-
-    monkeypatch.setattr(mtbert, "forward_backward", stopped)
+    signal_at(mtbert, "forward_backward", 7, signal.SIGTERM)
     assert script("train.py", *flags, "--out", "run")[0] == 143
     status, _, err = script("train.py", "--resume", "run")
     assert status == 0, err
