@@ -31,8 +31,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-import int8
+import arithmetic
 import runs
+from arithmetic import pick_device, pick_dtype
 from checkpoints import DISTILBERT, Wrapped, read_checkpoint, read_tokenizer, transformers_names, write_checkpoint
 from data import InputError, Task, input_errors, parse_row
 from metrics import choose_thresholds, evaluate, is_labelled, label_array, one_answer, score, sigmoid, softmax
@@ -518,34 +519,6 @@ def parameter_groups(model, lr, head_lr, layer_decay, weight_decay):
 CPU_TOKENS = 1024  # of a training batch are computed at a time on a processor
 
 
-def pick_device(name="auto"):
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    with input_errors(f"device {name!r} cannot be used here"):
-        torch.empty(0, device=name).cpu()
-    return torch.device(name)
-
-
-def pick_dtype(name, device, predict=False):
-    """The dtype of the encoder's arithmetic; "auto" is bfloat16 where that is the faster, else float32, or to predict
-    on a processor int8 where that is. Raises InputError where there is no int8."""
-    name = str(name).removeprefix("torch.")
-    if name == "int8" and device.type != "cpu":
-        raise InputError(f"int8 is for a processor, not for {device.type}")
-    if name == "int8" and not int8.supported():
-        raise InputError("int8 takes a processor with VNNI, and this has none")
-    if name == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        if device.type == "cpu":
-            features = torch.cpu.get_capabilities()
-            # Intel's AVX-512 has half of float32's rate in bfloat16, unlike its AMX, AMD's AVX-512, and Arm
-            full_rate = features.get("avx512_bf16") and "Intel" not in features["cpu_name"]
-            native = full_rate or features.get("amx_bf16") or features.get("bf16")
-        fast = predict and not native and device.type == "cpu" and int8.supported()
-        name = "bfloat16" if native else "int8" if fast else "float32"
-    return getattr(torch, name)
-
-
 def forward_backward(model, data, rows, weights, accumulate):
     """Add the gradient of the batch `rows` to the parameters -> {task: loss}, of this process's share of the rows.
 
@@ -684,7 +657,7 @@ def save(model, folder, finished=True):
 
 
 def check_float32(model):
-    if any(tensor.dtype != torch.float32 for tensor in model.parameters()):
+    if any(tensor.dtype != torch.float32 or tensor.is_mkldnn for tensor in model.parameters()):
         raise InputError('a model is saved in float32; load it with dtype="float32"')
 
 
@@ -702,8 +675,8 @@ def to_transformers(model, folder):
 
 
 def load(folder, device="auto", dtype="auto"):
-    """The model that `save` wrote to `folder`, in evaluation mode, its encoder in `dtype`. Raises InputError. In int8
-    it predicts alone: it is neither trained, saved nor compiled.
+    """The model that `save` wrote to `folder`, in evaluation mode, its encoder in `dtype`. Raises InputError. It is
+    for prediction alone, where that is faster, unless dtype is "float32": then it can be trained, saved and exported.
 
     Nothing in the files is trusted: shapes are compared before anything is allocated, contents with their SHA-256.
     """
@@ -747,14 +720,26 @@ def load(folder, device="auto", dtype="auto"):
         model.tokenizer.enable_truncation(min((model.tokenizer.truncation or {}).get("max_length", longest), longest))
         model.tokenizer.no_padding()
     device = pick_device(device)
-    dtype = pick_dtype(dtype, device, predict=isinstance(model.encoder, Encoder))  # others were not measured in int8
+    picked = pick_dtype(dtype, device, predict=isinstance(model.encoder, Encoder))  # others were not measured in int8
+    for parameter in model.encoder.parameters():  # no buffers: a rotary encoder would lose its positions
+        parameter.data = parameter.data.to(picked if picked != torch.int8 else torch.float32)
+    model.to(device).eval()
+    return model if dtype in ("float32", torch.float32) else pack(model, picked)
+
+
+def pack(model, dtype=torch.float32):
+    """Make a model that `load` gave faster, for prediction alone, where the processor can; the same model."""
+    encoder = model.encoder
     if dtype == torch.int8:
-        int8.quantize(model.encoder.layers)
-        model.encoder.requires_grad_(False)  # what came through the layers' sums alone would be wrong
+        arithmetic.replace_linear(encoder.layers, arithmetic.Int8Linear)
+    elif isinstance(encoder, Encoder) and next(model.parameters()).device.type == "cpu" and arithmetic.has_packed(dtype):
+        arithmetic.replace_linear(encoder.layers, arithmetic.PackedLinear)
+        for layer in encoder.layers:
+            layer.intermediate.activation, layer.activation = encoder.config.hidden_act, nn.Identity()
     else:
-        for parameter in model.encoder.parameters():  # no buffers: a rotary encoder would lose its positions
-            parameter.data = parameter.data.to(dtype)
-    return model.to(device).eval()
+        return model
+    encoder.requires_grad_(False)  # what came through the layers' sums alone would be wrong
+    return model
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -289,6 +289,8 @@ def main(argv=None):
     runs.join_processes(mtbert.pick_device(args.device))
     folder = args.model or runs.from_rank_0(newest_run() if runs.processes()[0] == 0 else None)
     model = mtbert.load(folder, args.device, args.dtype)
+    if args.dtype == "float32":
+        mtbert.pack(model)
     form = form_of(model, args)
     if args.input:
         rows = read_rows(args.input, form)

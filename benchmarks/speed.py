@@ -36,7 +36,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as mtbert's scripts set it, here for all contenders
 HERE = Path(__file__).parent.parent
 sys.path.insert(0, str(HERE))
-import int8
+import arithmetic
 import mtbert
 import runs
 import train
@@ -55,7 +55,7 @@ class Start:
 
     def __init__(self, encoder=mtbert.DEFAULT_ENCODER, device="cpu"):
         self.encoder, self.device, self.cpu = encoder, mtbert.pick_device(device), device == "cpu"
-        self.folder, ours, self.int8 = mtbert.find_encoder(encoder)[0], mtbert.Encoder.from_pretrained(encoder), self.cpu and int8.supported()
+        self.folder, ours, self.int8 = mtbert.find_encoder(encoder)[0], mtbert.Encoder.from_pretrained(encoder), self.cpu and arithmetic.has_int8()
         self.config, self.parameters = ours.config, sum(parameter.numel() for parameter in ours.layers.parameters())
         self.tokenizer = mtbert.load_tokenizer(encoder, self.config.max_length, self.config.vocab_size)
         self.dtype = str(mtbert.pick_dtype("auto", self.device)).removeprefix("torch.")
@@ -265,12 +265,12 @@ def predict_mtbert(model, dtype, device="cpu", compile=False):
     """Its encoder as mtbert.load gives it."""
     model = copy.deepcopy(model).eval().to(device)
     model.compute_dtype = torch.float32  # so that the dtype is that of the weights
-    if dtype == "int8":
-        int8.quantize(model.encoder.layers)
-    else:
+    if dtype != "int8":
         model.encoder.to(getattr(torch, dtype))
     if compile:
         model.compile(dynamic=True)
+    else:
+        mtbert.pack(model, getattr(torch, dtype))
     logits = lambda rows: mtbert.compute_logits(model, mtbert.encode(model.tokenizer, rows, long=model.long))  # noqa: E731
     return lambda rows: {name: values.argmax(1) for name, values in logits(rows).items()}
 
@@ -281,13 +281,13 @@ def predict_mtbert(model, dtype, device="cpu", compile=False):
 
 def matmul_rate(start, dtype, seconds=1.0):
     """Operations a second of the plain matrix products of a layer: on a processor on as many tokens as mtbert computes
-    at a time, on a GPU on as many as keep it busy. Of bytes, they are those of int8.py without its rounding."""
+    at a time, on a GPU on as many as keep it busy. Of bytes, they are those of arithmetic.py without its rounding."""
     tokens = mtbert.CPU_TOKENS if start.cpu else 2**17
     D, wide, products = start.config.hidden_size, start.config.intermediate_size, []
     for i, o in [(D, 3 * D), (D, D), (D, wide), (wide, D)]:
         if dtype == "int8":
-            x, layer = torch.randint(256, (tokens, i), dtype=torch.uint8), int8.Int8Linear(nn.Linear(i, o))
-            products.append(partial(int8.product, x, layer.packed, layer.scale))
+            x, layer = torch.randint(256, (tokens, i), dtype=torch.uint8), arithmetic.Int8Linear(nn.Linear(i, o))
+            products.append(partial(arithmetic.int8_product, x, layer.packed, layer.scale))
         else:
             products.append(partial(nn.functional.linear, *(torch.randn(n, i, dtype=getattr(torch, dtype), device=start.device) for n in (tokens, o))))
     done, begin = 0, start.now()
@@ -464,7 +464,7 @@ def part_agree(start, args):
         model, files = mtbert.load(folder, "cpu", "float32"), args.test[i : i + 1] if len(args.test) == len(args.model) else args.test
         rows = [parse_row(where, row, cells=cells) for file in files for where, _, row, cells in read_rows(file)]
         rows = convert_labels(rows, {task.name: task.kind for task in model.tasks})
-        classes = {f"mtbert, {dtype}": predict_mtbert(model, dtype)(rows) for dtype in ["float32", "bfloat16"] + ["int8"] * int8.supported()}
+        classes = {f"mtbert, {dtype}": predict_mtbert(model, dtype)(rows) for dtype in ["float32", "bfloat16"] + ["int8"] * arithmetic.has_int8()}
         if model.pooling == "mean" and isinstance(model.encoder, mtbert.Encoder):
             classes |= {name: run(rows) for name, (_, run) in predict_engines(model).items()}
         for task in (task for task in model.tasks if task.labels and not task.several):

@@ -241,10 +241,10 @@ def test_two_processes_do_not_write_one_output_and_a_full_disk_is_one_line(scrip
 ROOMS = {  # and the others that each may import
     "data": "",
     "metrics": "",
-    "int8": "",
     "runs": "data",
     "checkpoints": "data",
-    "mtbert": "data metrics runs checkpoints int8",
+    "arithmetic": "data",
+    "mtbert": "data metrics runs checkpoints arithmetic",
     "report": "data metrics runs",
     "predict": "data metrics runs mtbert report",
     "train": "data metrics runs mtbert report",
@@ -308,7 +308,7 @@ def test_the_watch_on_imports_notices_each_effect(tmp_path, monkeypatch):
 
 
 def test_imports_run_one_way():
-    """Those within functions too: data, metrics and int8 import none of ours, runs and checkpoints only data."""
+    """Those within functions too: data and metrics import none of ours, runs, checkpoints and arithmetic only data."""
     for room, others in ROOMS.items():
         nodes = list(ast.walk(ast.parse((ROOT / f"{room}.py").read_text())))
         names = {part.name for node in nodes if isinstance(node, ast.Import) for part in node.names}

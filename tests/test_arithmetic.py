@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.nn as nn
 
-import int8
+import arithmetic
 import mtbert
 from conftest import ROOT, make_rows, tiny_checkpoint
 from data import InputError
 
-with_vnni = pytest.mark.skipif(not int8.supported(), reason="takes a processor with VNNI")
+with_vnni = pytest.mark.skipif(not arithmetic.has_int8(), reason="takes a processor with VNNI")
 TEXTS = ["great movie", "a film that is bad " * 8, "no", ("a pair", "of texts")]
 
 
@@ -41,7 +41,7 @@ def test_a_layer_is_the_exact_product_of_its_rounded_inputs_and_weights():
     of_x, of_weight = x.abs().amax(-1, keepdim=True) / 127, linear.weight.abs().amax(1, keepdim=True) / 127
     inputs, weights = (x * (1 / of_x.clamp_min(1e-38)) + 0.5).floor(), (linear.weight / of_weight).round()
     exact = inputs.double() @ weights.double().T * of_x * of_weight[:, 0] + linear.bias
-    found = int8.Int8Linear(linear)(x)
+    found = arithmetic.Int8Linear(linear)(x)
     assert found.dtype == torch.float32 and (found - exact).abs().max() <= 1e-6 * exact.abs().max()
     error = (found - linear(x)).norm(dim=-1) / linear(x).norm(dim=-1)
     assert error.max() < 0.02 and found[0, 0].equal(linear.bias)  # each token has a scale of its own
@@ -51,7 +51,7 @@ def test_a_layer_is_the_exact_product_of_its_rounded_inputs_and_weights():
 def test_a_model_in_int8_answers_nearly_as_in_float32_whatever_is_beside_a_text(finished):
     exact, model = mtbert.load(finished, dtype="float32"), mtbert.load(finished, dtype="int8")
     kinds = [type(layer) for layer in model.encoder.modules()]
-    assert kinds.count(int8.Int8Linear) == 8 and nn.Linear not in kinds  # of two layers
+    assert kinds.count(arithmetic.Int8Linear) == 8 and nn.Linear not in kinds  # of two layers
     together = mtbert.predict(model, TEXTS)
     for text, found, expected in zip(TEXTS, together, mtbert.predict(exact, TEXTS), strict=True):
         [alone] = mtbert.predict(model, [text])
@@ -67,12 +67,12 @@ def test_another_encoder_takes_int8_when_asked_and_not_by_itself(tmp_path, scrip
     rows, out = write_rows(tmp_path / "rows.csv"), tmp_path / "run"
     assert script("train.py", "--encoder", encoder, "--data", rows, "--epochs", 1, "--out", out)[0] == 0
     model, exact = mtbert.load(out, dtype="int8"), mtbert.load(out, dtype="float32")
-    assert any(isinstance(layer, int8.Int8Linear) for layer in model.encoder.modules())
+    assert any(isinstance(layer, arithmetic.Int8Linear) for layer in model.encoder.modules())
     found, expected = (mtbert.predict(m, TEXTS[:3]) for m in (model, exact))
     for one, other in zip(found, expected, strict=True):
         assert one["liked"]["probabilities"] == pytest.approx(other["liked"]["probabilities"], abs=0.05)
     capabilities(monkeypatch, "avx512_vnni")
-    assert not any(isinstance(layer, int8.Int8Linear) for layer in mtbert.load(out).encoder.modules())
+    assert not any(isinstance(layer, arithmetic.Int8Linear) for layer in mtbert.load(out).encoder.modules())
 
 
 @with_vnni
@@ -100,7 +100,7 @@ def test_a_model_in_int8_is_copied_and_takes_no_gradient(finished):
 def test_int8_is_taken_only_where_its_products_are_exact():
     """oneDNN without VNNI, as on an older processor: products of bytes overflow."""
     for name, expected in (("AVX512_CORE_VNNI", "True"), ("AVX2", "False")):
-        command = [sys.executable, "-c", "import int8; print(int8.supported())"]
+        command = [sys.executable, "-c", "import arithmetic; print(arithmetic.has_int8())"]
         environment = os.environ | {"ONEDNN_MAX_CPU_ISA": name}
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
         assert done.stdout == f"{expected}\n"
