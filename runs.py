@@ -240,6 +240,11 @@ def remove_empty(folders):
             folder.rmdir()
 
 
+def is_run(folder):
+    config = Path(folder) / "config.json"
+    return config.is_file() and b'"weights_sha256"' in config.read_bytes()
+
+
 def how_to_go_on(folder):
     return f"go on with: python train.py --resume {folder}"
 

@@ -21,6 +21,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import checkpoints
 import mtbert
 import runs
 import train
@@ -106,7 +107,7 @@ def test_hidden_states_equal_those_of_transformers(model_type, act, pairs, tmp_p
 
 
 def test_bundled_weights_are_the_published_ones_and_compute_what_transformers_computes():
-    assert runs.file_sha256(BUNDLED / "model.safetensors") == mtbert.DEFAULT_ENCODER_SHA256
+    assert runs.file_sha256(BUNDLED / "model.safetensors") == checkpoints.DEFAULT_ENCODER_SHA256
     ours, theirs = both_encoders(BUNDLED)
     ids, mask, types = random_batch(ours.config, pairs=True)
     with torch.no_grad():
@@ -269,7 +270,25 @@ def test_each_dropout_acts_in_training_and_none_in_evaluation(tiny):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mtbert.Dropout, "forward", lambda self, x: shapes.update([x.ndim]) or forward(self, x))
         model.train()(**batch)
-    assert shapes == {4: 2, 3: 5, 2: 1}  # of each layer's attention and two sums, of the embeddings, of what is pooled
+    assert shapes == {4: 2, 2: 6}  # of each layer's attention and two sums, of the embeddings, of what is pooled
+
+
+@pytest.mark.parametrize("lengths", [[5, 1, 12], [9, 9], [30, 2, 2, 2, 40], [61] * 4, [1]])
+def test_training_computes_no_linear_layer_for_padding_and_changes_nothing(tiny, lengths):
+    encoder, generator = mtbert.Encoder.from_pretrained(tiny, dropout=0.0), torch.Generator().manual_seed(0)
+    mask = torch.arange(max(lengths) + 3) < torch.tensor(lengths)[:, None]
+    ids = torch.randint(5, 100, mask.shape, generator=generator) * mask
+    weights, seen, found = torch.randn(*mask.shape, encoder.config.hidden_size, generator=generator), [], []
+    encoder.layers[0].output.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, -2).shape[0]))
+    for training in (False, True):
+        hidden = encoder.train(training)(ids, mask)
+        assert hidden.shape == weights.shape and hidden.isfinite().all()
+        encoder.zero_grad()
+        (hidden * weights)[mask].sum().backward()
+        found.append([hidden[mask].detach(), *(p.grad for p in encoder.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
+    assert seen == [mask.numel(), min(mask.numel(), sum(lengths) // 32 * 32 + 32)]
 
 
 def test_any_column_name_can_be_a_task(tiny):

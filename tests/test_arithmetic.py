@@ -1,4 +1,4 @@
-"""Prediction in 8-bit integers, and embeddings that stay as they are."""
+"""Prediction with packed weights and in 8-bit integers, and embeddings that stay as they are."""
 
 import copy
 import json
@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -27,10 +28,33 @@ def write_rows(path):
     return path
 
 
-def capabilities(monkeypatch, *features):
+def capabilities(monkeypatch, *features, **others):
     """Let torch say that the processor has these alone."""
-    known = {"cpu_name": "Some", "avx512_bf16": False, "amx_bf16": False} | dict.fromkeys(features, True)
+    known = {"cpu_name": "Some", "avx512_bf16": False, "amx_bf16": False} | dict.fromkeys(features, True) | others
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+
+
+def kinds_of(model):
+    return Counter(type(layer) for layer in model.encoder.layers.modules() if hasattr(layer, "bias"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_layer_is_the_layer_with_its_activation(dtype, bias):
+    if not arithmetic.has_packed(torch.device("cpu"), dtype):
+        pytest.skip("takes an x86 processor that oneDNN computes on in this dtype")
+    torch.manual_seed(0)
+    linear, x = nn.Linear(48, 40, bias=bias).to(dtype), torch.randn(3, 700, 48, dtype=dtype)
+    error = 1e-5 if dtype == torch.float32 else 0.02
+    packed = arithmetic.PackedLinear(linear)
+    for name, activation in ({None: lambda y: y} | mtbert.ACTIVATIONS).items():
+        packed.activation = name
+        for part in (x, x[:, :1], x.transpose(0, 1), x[:0]):
+            expected, found = activation(linear(part)), packed(part)
+            assert found.dtype == dtype and not found.requires_grad
+            torch.testing.assert_close(found, expected, rtol=error, atol=error)
+        for other in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+            assert other(x).equal(packed(x))
 
 
 @with_vnni
@@ -73,6 +97,26 @@ def test_another_encoder_takes_int8_when_asked_and_not_by_itself(tmp_path, scrip
         assert one["liked"]["probabilities"] == pytest.approx(other["liked"]["probabilities"], abs=0.05)
     capabilities(monkeypatch, "avx512_vnni")
     assert not any(isinstance(layer, arithmetic.Int8Linear) for layer in mtbert.load(out).encoder.modules())
+
+
+def test_a_model_is_packed_to_predict_and_not_to_be_trained(finished, tmp_path, script, monkeypatch):
+    """Here and on a processor without bfloat16 and VNNI, where "auto" is float32."""
+    exact = mtbert.load(finished, dtype="float32")
+    assert kinds_of(exact)[nn.Linear] == 8 and all(p.requires_grad for p in exact.parameters())
+    models = [mtbert.pack(mtbert.load(finished, dtype="float32"))]
+    capabilities(monkeypatch, architecture=torch.cpu.get_capabilities()["architecture"])
+    models.append(mtbert.load(finished))
+    for model in models:
+        assert kinds_of(model)[arithmetic.PackedLinear] == 8 and kinds_of(model)[nn.Linear] == 0
+        assert mtbert.pack(model) is model and kinds_of(model)[arithmetic.PackedLinear] == 8
+        for found, expected in zip(mtbert.predict(model, TEXTS), mtbert.predict(exact, TEXTS), strict=True):
+            assert found["stars"]["value"] == pytest.approx(expected["stars"]["value"], abs=1e-5)
+            assert found["liked"]["probabilities"] == pytest.approx(expected["liked"]["probabilities"], abs=1e-5)
+        for write in (mtbert.save, mtbert.to_transformers):
+            with pytest.raises(InputError, match='load it with dtype="float32"'):
+                write(model, tmp_path / "out")
+    capabilities(monkeypatch, architecture="aarch64")
+    assert kinds_of(mtbert.load(finished))[nn.Linear] == 8
 
 
 @with_vnni
