@@ -1,4 +1,4 @@
-"""Which arithmetic is the fastest here, and linear layers that predict in it on a processor.
+"""Which arithmetic is the fastest here, linear layers that predict in it on a processor, and how gradients are clipped.
 
 In float32 and bfloat16 weights are packed once, as oneDNN's products want them. In int8 a weight is rounded to 127
 steps of its output's largest, an input to 127 steps of its token's largest. This file never knows what the layers are
@@ -83,6 +83,17 @@ class PackedLinear(nn.Module):
     def forward(self, x):
         name, algorithm = FUSED[self.activation]
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+
+
+def clip_gradients(optimizer, limit):
+    """Let the optimizer's next step scale all gradients down to a norm of `limit` -> their norm. A fused one does so
+    as it reads them, which torch's GradScaler makes use of too; for others they are scaled here."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not optimizer.defaults["fused"]:
+        return nn.utils.clip_grad_norm_(parameters, limit).item()
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    optimizer.grad_scale = (norm / limit).clamp(min=1)
+    return norm.item()
 
 
 def int8_product(tokens, weight, scale):

@@ -604,7 +604,7 @@ def train(model, data, args, folder):
                 if args.conflict_every and run.step % args.conflict_every == 0:
                     more["conflict"] = conflict(parallel, rows, batch, weights, args.accumulate)
                 losses = forward_backward(parallel, rows, batch, weights, args.accumulate)
-                norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf).item()
+                norm = arithmetic.clip_gradients(optimizer, args.clip or math.inf)
                 rates = schedule.get_last_lr()
                 optimizer.step()
                 schedule.step()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -166,6 +167,28 @@ def test_a_run_is_tested_in_the_arithmetic_that_it_learned_in(tiny, tmp_path, sc
     texts = [line.partition(",")[0] for line in rows.read_text().splitlines()[1:]]
     exact, fast = (mtbert.predict(mtbert.load(tmp_path / "run", dtype=name), texts) for name in ("float32", "auto"))
     assert [line["predictions"] for line in tested] == json.loads(json.dumps(exact)) != json.loads(json.dumps(fast))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("limit", [0.5, 100.0, math.inf])
+def test_gradients_are_clipped_as_torch_clips_them(fused, limit):
+    torch.manual_seed(0)
+    gradients, found = [torch.randn(3, 4), torch.randn(4)], []
+    for clipped in (True, False):
+        parameters = [nn.Parameter(torch.ones_like(g)) for g in gradients] + [nn.Parameter(torch.ones(2))]
+        optimizer = torch.optim.AdamW(parameters, eps=1.0, fused=fused)  # so that the size of a gradient counts
+        for _ in range(2):
+            for parameter, gradient in zip(parameters, gradients, strict=False):
+                parameter.grad = gradient.clone()
+            if clipped:
+                norm = arithmetic.clip_gradients(optimizer, limit)
+            else:
+                norm = nn.utils.clip_grad_norm_(parameters, limit).item()
+            optimizer.step()
+        found.append([norm, *(p.detach() for p in parameters)])
+    assert found[0][0] == pytest.approx(found[1][0]) and (found[0][1] != 1).all()
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_embeddings_stay_and_all_else_learns(tiny, tmp_path, script):
