@@ -121,6 +121,13 @@ def test_a_model_is_packed_to_predict_and_not_to_be_trained(finished, tmp_path, 
 
 
 @with_vnni
+def test_packing_leaves_a_model_in_int8_as_it_is(finished):
+    model = mtbert.load(finished, dtype="int8")
+    expected, kinds = mtbert.predict(model, TEXTS), kinds_of(model)
+    assert mtbert.predict(mtbert.pack(model), TEXTS) == expected and kinds_of(model) == kinds
+
+
+@with_vnni
 def test_a_model_in_int8_is_neither_saved_nor_exported(finished, tmp_path):
     model = mtbert.load(finished, dtype="int8")
     for write in (mtbert.save, mtbert.to_transformers):
