@@ -48,17 +48,21 @@ def has_int8():
     return bool((int8_product(tokens, int8_pack(weight), torch.ones(384)) == 127 * 127 * 384).all())
 
 
-def has_packed(device, dtype):
-    """Whether oneDNN computes there with packed weights. On other processors than x86 that was never tried."""
-    if device.type != "cpu" or torch.cpu.get_capabilities().get("architecture") != "x86_64":
+def has_packed(weight):
+    """Whether oneDNN packs weights like this one. On other processors than x86 that was never tried."""
+    if weight.device.type != "cpu" or torch.cpu.get_capabilities().get("architecture") != "x86_64":
         return False
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and (bfloat16 or weight.dtype == torch.float32)
 
 
+# Activations as PackedLinear has them: what oneDNN calls them, and how it computes them
 FUSED = {None: ("none", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh")}
 TINY = torch.finfo(torch.float32).tiny  # in place of a scale of zero
+
+
+def frozen(tensor):
+    return tensor if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
 
 
 class PackedLinear(nn.Module):
@@ -66,15 +70,14 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear):
         super().__init__()
-        self.bias, self.activation = linear.bias.detach() if linear.bias is not None else None, None
+        self.bias, self.activation = frozen(linear.bias), None
         self.pack(linear.weight.detach())
 
     def pack(self, weight):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 512)  # N, roughly: it may be any
-        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.weight = frozen(torch.ops.mkldnn._reorder_linear_weight(weight, 512))  # N, roughly: it may be any
 
     def __getstate__(self):  # of copies and pickles, which cannot hold what is packed
-        return self.__dict__ | {"_parameters": {"weight": self.weight.to_dense()}}
+        return self.__dict__ | {"_parameters": self._parameters | {"weight": self.weight.to_dense()}}
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -86,10 +89,10 @@ class PackedLinear(nn.Module):
 
 
 def clip_gradients(optimizer, limit):
-    """Let the optimizer's next step scale all gradients down to a norm of `limit` -> their norm. A fused one does so
-    as it reads them, which torch's GradScaler makes use of too; for others they are scaled here."""
+    """Scale all gradients down to a norm of at most `limit` -> their norm before. A fused optimizer does it in its
+    next step, as it reads them, so each step needs a call. For others it is done here."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not optimizer.defaults["fused"]:
+    if not optimizer.defaults.get("fused"):
         return nn.utils.clip_grad_norm_(parameters, limit).item()
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
     optimizer.grad_scale = (norm / limit).clamp(min=1)
@@ -115,9 +118,9 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         self.scale = weight.abs().amax(1).clamp_min(TINY) / 127
         weight = (weight / self.scale[:, None]).round().to(torch.int8)
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight = frozen(weight)
         self.packed = int8_pack(weight)
-        self.bias = linear.bias.detach().float() if linear.bias is not None else torch.zeros(len(weight))
+        self.bias = frozen(linear.bias.float()) if linear.bias is not None else torch.zeros(len(weight))
 
     def __getstate__(self):  # of copies and pickles, which cannot hold what is packed
         return self.__dict__ | {"packed": None}

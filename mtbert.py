@@ -233,19 +233,22 @@ class EncoderConfig:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, but on a processor in a third of its time: the mask is made of 16 random bits an element."""
+    """nn.Dropout, but on a processor in a third of its time: the mask is made of 16 random bits an element. The scale,
+    1 / (1 - p), is rounded to the dtype of x, and the rate fits it: in bfloat16 it is p to within 0.002."""
 
     def forward(self, x):
         if not self.training or self.p == 0 or x.device.type != "cpu":
             return super().forward(x)
+        scale = torch.tensor(1 / (1 - self.p), dtype=x.dtype).item()
         numbers = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         keep = torch.empty(x.shape, dtype=x.dtype)  # in the dtype of x: a bool would be converted there and back again
-        torch.ge(numbers[: x.numel()].view(x.shape), round(self.p * 2**16) - 2**15, out=keep)
-        return x * keep.mul_(1 / (1 - self.p))
+        torch.ge(numbers[: x.numel()].view(x.shape), round((1 - 1 / scale) * 2**16) - 2**15, out=keep)
+        return x * keep.mul_(scale)
 
 
 class Gather(torch.autograd.Function):
-    """Rows of x: (N, D) -> x[index], (M, D). The gradient of row n is that of inverse[n] alone."""
+    """x (N, D) -> its rows x[index], (M, D). The gradient's rows are gathered as well, gradient[inverse]: each row of x
+    that counts is taken once. (index_select would add up rows one by one.)"""
 
     @staticmethod
     def forward(ctx, x, index, inverse):
@@ -258,17 +261,17 @@ class Gather(torch.autograd.Function):
 
 
 def without_padding(mask):
-    """-> two functions, for the (B, T) mask of a batch: from all places, (B, T, D), to its tokens, (N, D), and back.
+    """For the (B, T) mask of a batch -> two functions: from all places, (B, T, D), to its tokens, (N, D), and back.
 
-    N is rounded up to a multiple of 32 by padding, as oneDNN compiles kernels for each; what padding is left out comes
-    back as some other padding. Its gradient has to be zero."""
+    N is a multiple of 32, filled up with padding, since oneDNN compiles kernels for each N. Padding that is left out
+    comes back as other padding, so the loss must not depend on it."""
     count = int(mask.sum())
-    places = mask.flatten().int().argsort(descending=True, stable=True)[: -(-(count + 1) // 32) * 32]  # (N,), of tokens
-    rows = torch.full((mask.numel(),), count)  # and, the other way, (B * T,)
-    rows[places] = torch.arange(len(places))
+    to_place = mask.flatten().int().argsort(descending=True, stable=True)[: -(-(count + 1) // 32) * 32]  # (N,)
+    to_token = torch.full((mask.numel(),), count)  # (B * T,), its inverse
+    to_token[to_place] = torch.arange(len(to_place))
     return (
-        lambda x: Gather.apply(x.flatten(0, 1), places, rows),
-        lambda x: Gather.apply(x, rows, places).unflatten(0, mask.shape),
+        lambda x: Gather.apply(x.flatten(0, 1), to_place, to_token),
+        lambda x: Gather.apply(x, to_token, to_place).unflatten(0, mask.shape),
     )
 
 
@@ -288,11 +291,12 @@ class Layer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x, mask, unpad, pad):
+        # x is (B, T, D), or (N, D) between an `unpad` and a `pad` of without_padding
         (B, _, _, T), D, H = mask.shape, x.shape[-1], self.num_heads
         qkv = pad(self.qkv(x)).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D / H)
-        if x.device.type == "cpu" and (self.training or qkv.dtype == torch.bfloat16):
-            # Plain products: the fused kernel takes twice their time in bfloat16, and has a slow dropout. The sum is in
-            # float32, and so is the softmax, which is exact there, and three times as fast as that of bfloat16.
+        if x.device.type == "cpu" and (self.training or (qkv.dtype == torch.bfloat16 and T < 96)):
+            # Plain products: in bfloat16 the fused kernel takes twice their time for short texts, and its dropout is
+            # slow. Sum and softmax are in float32: exact, and three times as fast as the softmax of bfloat16.
             q, k, v = qkv.contiguous()
             bias = torch.where(mask, 0.0, -math.inf)  # (B, 1, 1, T)
             scores = torch.add(bias, q @ k.transpose(-1, -2), alpha=(D // H) ** -0.5)  # (B, H, T, T)
@@ -735,22 +739,20 @@ def load(folder, device="auto", dtype="auto"):
     for parameter in model.encoder.parameters():  # no buffers: a rotary encoder would lose its positions
         parameter.data = parameter.data.to(picked if picked != torch.int8 else torch.float32)
     model.to(device).eval()
-    return model if dtype in ("float32", torch.float32) else pack(model, picked)
+    return model if str(dtype).endswith("float32") else pack(model, int8=picked == torch.int8)
 
 
-def pack(model, dtype=torch.float32):
+def pack(model, int8=False):
     """Let a model that was loaded with dtype="float32" predict faster, where the processor can, and do nothing else ->
     the same model. `load` does it for the other dtypes."""
     encoder = model.encoder
-    if dtype == torch.int8:
+    if int8:
         arithmetic.replace_linear(encoder.layers, arithmetic.Int8Linear)
-    elif isinstance(encoder, Encoder) and arithmetic.has_packed(next(model.parameters()).device, dtype):
+    elif isinstance(encoder, Encoder) and arithmetic.has_packed(encoder.word_embeddings.weight):
         for layer in encoder.layers:
             arithmetic.replace_linear(layer, arithmetic.PackedLinear)
             if isinstance(layer.intermediate, arithmetic.PackedLinear):
                 layer.intermediate.activation, layer.activation = encoder.config.hidden_act, nn.Identity()
-    else:
-        return model
     encoder.requires_grad_(False)  # what came through the layers' sums alone would be wrong
     return model
 

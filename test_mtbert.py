@@ -160,6 +160,14 @@ def test_dropout_keeps_the_promised_share_scaled_at_random_places(p):
     assert torch.equal(dropout(x), first) and torch.equal(dropout.eval()(x), x)
 
 
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
+def test_dropout_in_bfloat16_keeps_the_mean_though_its_scale_is_rounded(p):
+    torch.manual_seed(0)
+    y = mtbert.Dropout(p)(torch.ones(2000, 2000, dtype=torch.bfloat16))
+    assert y.dtype == torch.bfloat16 and (y == 0).float().mean().item() == pytest.approx(p, abs=0.002 + 1e-3)
+    assert y.float().mean().item() == pytest.approx(1, abs=5 * (p / (1 - p) / 4e6) ** 0.5)
+
+
 @pytest.mark.parametrize("masked_lm", [False, True])
 @pytest.mark.parametrize("model_type", ["bert", "xlm-roberta", "electra"])
 def test_a_checkpoint_that_does_not_fit_is_refused_naming_the_tensor(model_type, masked_lm, tmp_path):

@@ -270,7 +270,7 @@ def predict_mtbert(model, dtype, device="cpu", compile=False):
     if compile:
         model.compile(dynamic=True)
     else:
-        mtbert.pack(model, getattr(torch, dtype))
+        mtbert.pack(model, int8=dtype == "int8")
     logits = lambda rows: mtbert.compute_logits(model, mtbert.encode(model.tokenizer, rows, long=model.long))  # noqa: E731
     return lambda rows: {name: values.argmax(1) for name, values in logits(rows).items()}
 
@@ -280,7 +280,7 @@ def predict_mtbert(model, dtype, device="cpu", compile=False):
 
 
 def matmul_rate(start, dtype, seconds=1.0):
-    """Operations a second of the plain matrix products of a layer: on a processor on as many tokens as mtbert computes
+    """Operations a second of the plain matrix products of a layer: on a processor on as many tokens as mtbert trains on
     at a time, on a GPU on as many as keep it busy. Of bytes, they are those of arithmetic.py without its rounding."""
     tokens = mtbert.CPU_TOKENS if start.cpu else 2**17
     D, wide, products = start.config.hidden_size, start.config.intermediate_size, []

@@ -42,7 +42,7 @@ def kinds_of(model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_packed_layer_is_the_layer_with_its_activation(dtype, bias):
-    if not arithmetic.has_packed(torch.device("cpu"), dtype):
+    if not arithmetic.has_packed(torch.empty(0, dtype=dtype)):
         pytest.skip("takes an x86 processor that oneDNN computes on in this dtype")
     torch.manual_seed(0)
     linear, x = nn.Linear(48, 40, bias=bias).to(dtype), torch.randn(3, 700, 48, dtype=dtype)
@@ -118,6 +118,34 @@ def test_a_model_is_packed_to_predict_and_not_to_be_trained(finished, tmp_path, 
                 write(model, tmp_path / "out")
     capabilities(monkeypatch, architecture="aarch64")
     assert kinds_of(mtbert.load(finished))[nn.Linear] == 8
+
+
+def test_weights_are_packed_only_where_onednn_does_it(monkeypatch):
+    half = torch.empty(0, dtype=torch.bfloat16)
+    capabilities(monkeypatch, architecture="x86_64")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert arithmetic.has_packed(half.float()) and not arithmetic.has_packed(half)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert arithmetic.has_packed(half) and not arithmetic.has_packed(half.half())
+    assert not arithmetic.has_packed(half.to("meta"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not arithmetic.has_packed(half) and not arithmetic.has_packed(half.float())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16, pytest.param("int8", marks=with_vnni)])
+def test_a_model_has_as_many_parameters_in_each_dtype(finished, dtype):
+    models = [mtbert.load(finished, dtype=name) for name in ("float32", torch.float32, dtype)]
+    assert [kinds_of(model)[nn.Linear] for model in models[:2]] == [8, 8]
+    assert len({sum(p.numel() for p in model.parameters()) for model in models}) == 1
+    assert models[0].state_dict().keys() == models[2].state_dict().keys()
+
+
+def test_long_texts_in_bfloat16_are_answered_as_in_float32(finished):
+    """From 96 tokens on attention is another."""
+    exact, half = (mtbert.load(finished, dtype=name) for name in ("float32", "bfloat16"))
+    text = "great " * 200
+    for found, expected in zip(mtbert.predict(half, ["no", text]), mtbert.predict(exact, ["no", text]), strict=True):
+        assert found["liked"]["probabilities"] == pytest.approx(expected["liked"]["probabilities"], abs=0.02)
 
 
 @with_vnni
