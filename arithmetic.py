@@ -65,38 +65,34 @@ def frozen(tensor):
     return tensor if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
 
 
-class PackedLinear(nn.Module):
-    """An nn.Linear, perhaps with an activation behind it, that has no gradients."""
+class Packed(nn.Module):
+    """A layer whose weight is kept as oneDNN's products want it, without gradients; pack(weight) makes it so."""
 
-    def __init__(self, linear):
+    def __init__(self, weight, bias):
         super().__init__()
-        self.bias, self.activation = frozen(linear.bias), None
-        self.pack(linear.weight.detach())
-
-    def pack(self, weight):
-        self.weight = frozen(torch.ops.mkldnn._reorder_linear_weight(weight, 512))  # N, roughly: it may be any
+        self.weight, self.bias = frozen(self.pack(weight)), bias
 
     def __getstate__(self):  # of copies and pickles, which cannot hold what is packed
         return self.__dict__ | {"_parameters": self._parameters | {"weight": self.weight.to_dense()}}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self.pack(self.weight)
+        self.weight = frozen(self.pack(self.weight))
+
+
+class PackedLinear(Packed):
+    """An nn.Linear, perhaps with an activation behind it."""
+
+    def __init__(self, linear):
+        super().__init__(linear.weight.detach(), frozen(linear.bias))
+        self.activation = None
+
+    def pack(self, weight):
+        return torch.ops.mkldnn._reorder_linear_weight(weight, 512)  # N, roughly: it may be any
 
     def forward(self, x):
         name, algorithm = FUSED[self.activation]
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
-
-
-def clip_gradients(optimizer, limit):
-    """Scale all gradients down to a norm of at most `limit` -> their norm before. A fused optimizer does it in its
-    next step, as it reads them, so each step needs a call. For others it is done here."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not optimizer.defaults.get("fused"):
-        return nn.utils.clip_grad_norm_(parameters, limit).item()
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
-    optimizer.grad_scale = (norm / limit).clamp(min=1)
-    return norm.item()
 
 
 def int8_product(tokens, weight, scale):
@@ -110,30 +106,27 @@ def int8_pack(weight):
     return torch.ops.onednn.qlinear_prepack(weight, None)
 
 
-class Int8Linear(nn.Module):
-    """An nn.Linear in 8-bit integers, which has no gradients. Its input, bias and output stay in float32."""
+class Int8Linear(Packed):
+    """An nn.Linear in 8-bit integers. Its input, bias and output stay in float32."""
 
     def __init__(self, linear):
-        super().__init__()
         weight = linear.weight.detach().float()
-        self.scale = weight.abs().amax(1).clamp_min(TINY) / 127
-        weight = (weight / self.scale[:, None]).round().to(torch.int8)
-        self.weight = frozen(weight)
-        self.packed = int8_pack(weight)
-        self.bias = frozen(linear.bias.float()) if linear.bias is not None else torch.zeros(len(weight))
+        scale = weight.abs().amax(1).clamp_min(TINY) / 127
+        weight = (weight / scale[:, None]).round().to(torch.int8)
+        bias = frozen(linear.bias.float()) if linear.bias is not None else torch.zeros(len(weight))
+        super().__init__(weight.t(), bias)
+        self.scale = scale
 
-    def __getstate__(self):  # of copies and pickles, which cannot hold what is packed
-        return self.__dict__ | {"packed": None}
+    def pack(self, weight):
+        return int8_pack(weight.t().contiguous())  # oneDNN keeps it as (D, outputs)
 
     def forward(self, x):
-        if self.packed is None:
-            self.packed = int8_pack(self.weight)
         tokens = x.reshape(-1, x.shape[-1])  # (N, D)
         scale = torch.maximum(tokens.amax(1, keepdim=True), -tokens.amin(1, keepdim=True)) / 127  # (N, 1)
         # Unsigned, with 128 for zero: for signed inputs there is a reference kernel alone, hundreds of times slower. To
         # bytes over 16 bits, since torch has no fast way from floats. The half makes it rounding: both cut off.
         tokens = (tokens * (1 / scale.clamp_min(TINY))).add_(128.5).short().to(torch.uint8)
-        y = torch.addcmul(self.bias, int8_product(tokens, self.packed, self.scale), scale)
+        y = torch.addcmul(self.bias, int8_product(tokens, self.weight, self.scale), scale)
         return y.view(*x.shape[:-1], len(self.bias))
 
 
@@ -144,3 +137,14 @@ def replace_linear(module, new):
             setattr(module, name, new(child))
         else:
             replace_linear(child, new)
+
+
+def clip_gradients(optimizer, limit):
+    """Scale all gradients down to a norm of at most `limit` -> their norm before. A fused optimizer does it in its
+    next step, as it reads them, so each step needs a call. For others it is done here."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not optimizer.defaults.get("fused"):
+        return nn.utils.clip_grad_norm_(parameters, limit).item()
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    optimizer.grad_scale = (norm / limit).clamp(min=1)
+    return norm.item()

@@ -297,8 +297,7 @@ class Layer(nn.Module):
         if x.device.type == "cpu" and (self.training or (qkv.dtype == torch.bfloat16 and T < 96)):
             # Plain products: in bfloat16 the fused kernel takes twice their time for short texts, and its dropout is
             # slow. Sum and softmax are in float32: exact, and three times as fast as the softmax of bfloat16.
-            q, k, v = qkv.contiguous()
-            bias = torch.where(mask, 0.0, -math.inf)  # (B, 1, 1, T)
+            (q, k, v), bias = qkv.contiguous(), torch.where(mask, 0.0, -math.inf)
             scores = torch.add(bias, q @ k.transpose(-1, -2), alpha=(D // H) ** -0.5)  # (B, H, T, T)
             attention = self.dropout(scores.softmax(-1).to(v.dtype)) @ v
         else:
@@ -336,12 +335,13 @@ class Encoder(nn.Module):
         x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
         if self.token_type_embeddings is not None:
             x = x + self.token_type_embeddings(token_type_ids)
-        mask, unpad, pad = attention_mask.bool(), nn.Identity(), nn.Identity()
+        mask = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, T), the same for all heads and queries
+        unpad, pad = nn.Identity(), nn.Identity()
         if self.training and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            unpad, pad = without_padding(mask)  # prediction has hardly any, and GPUs would wait for N
+            unpad, pad = without_padding(mask[:, 0, 0])  # prediction has hardly any, and GPUs would wait for N
         x = self.embedding_projection(self.dropout(self.embedding_norm(unpad(x))))  # E -> D
         for layer in self.layers:
-            x = layer(x, mask[:, None, None, :], unpad, pad)  # (B, 1, 1, T), the same for all heads and queries
+            x = layer(x, mask, unpad, pad)
         return pad(x)
 
     @classmethod
@@ -691,7 +691,7 @@ def to_transformers(model, folder):
 
 def load(folder, device="auto", dtype="auto"):
     """The model that `save` wrote to `folder`, in evaluation mode, its encoder in `dtype`. Raises InputError. It is
-    for prediction alone, where that is faster, unless dtype is "float32": then it can be trained, saved and exported.
+    for prediction alone, unless dtype is "float32": then it can be trained, saved and exported as well.
 
     Nothing in the files is trusted: shapes are compared before anything is allocated, contents with their SHA-256.
     """
@@ -753,7 +753,7 @@ def pack(model, int8=False):
             arithmetic.replace_linear(layer, arithmetic.PackedLinear)
             if isinstance(layer.intermediate, arithmetic.PackedLinear):
                 layer.intermediate.activation, layer.activation = encoder.config.hidden_act, nn.Identity()
-    encoder.requires_grad_(False)  # what came through the layers' sums alone would be wrong
+    encoder.requires_grad_(False)  # gradients would leave out the packed layers, and be wrong
     return model
 
 

@@ -262,7 +262,7 @@ def predict_engines(model):
 
 
 def predict_mtbert(model, dtype, device="cpu", compile=False):
-    """Its encoder as mtbert.load gives it."""
+    """Its encoder as mtbert.load gives it, but not packed where it is compiled."""
     model = copy.deepcopy(model).eval().to(device)
     model.compute_dtype = torch.float32  # so that the dtype is that of the weights
     if dtype != "int8":
@@ -287,7 +287,7 @@ def matmul_rate(start, dtype, seconds=1.0):
     for i, o in [(D, 3 * D), (D, D), (D, wide), (wide, D)]:
         if dtype == "int8":
             x, layer = torch.randint(256, (tokens, i), dtype=torch.uint8), arithmetic.Int8Linear(nn.Linear(i, o))
-            products.append(partial(arithmetic.int8_product, x, layer.packed, layer.scale))
+            products.append(partial(arithmetic.int8_product, x, layer.weight, layer.scale))
         else:
             products.append(partial(nn.functional.linear, *(torch.randn(n, i, dtype=getattr(torch, dtype), device=start.device) for n in (tokens, o))))
     done, begin = 0, start.now()
