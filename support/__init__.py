@@ -1,0 +1,1 @@
+"""What mtbert.py stands on. Nobody needs to open this folder in order to change the model."""
