@@ -1,21 +1,20 @@
 """mtbert: several labels from one text, in one pass of one BERT.
 
     python train.py --variant shared           # learn all tasks of sample_data.json
-    python predict.py "great movie"            # one pass of the encoder, one label per task
+    python predict.py "great movie"            # one pass of the encoder, one prediction per task
 
     model = mtbert.load("runs/shared-1")       # the same from Python
     mtbert.predict(model, ["great movie"])
 
-Read from top to bottom: batches, encoder, heads and loss, variants, training, save and load, prediction. A task is a
-key of the rows (data.py). This file never knows a format of theirs, or how a flag is spelled; what must last is in
-runs.py, how good it is in metrics.py. Shapes: B examples, T tokens, D hidden size, H heads, C classes.
+Read it from top to bottom: tasks, batches, encoder, heads, variants, training, prediction, save and
+load. How files are read, how a run is kept, and what makes a CPU faster stands in support/.
+
+Shapes: B examples, T tokens, D hidden size, H heads of attention, C classes, N rows of a data set.
 """
 
-import itertools
 import math
 import sys
 from array import array
-from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -29,18 +28,432 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-import arithmetic
-import checkpoints
-import runs
-from arithmetic import pick_device, pick_dtype
-from checkpoints import DEFAULT_ENCODER, Wrapped, find_encoder, transformers_names
-from data import InputError, Task, input_errors, parse_row
-from metrics import choose_thresholds, evaluate, is_labelled, label_array, one_answer, score, sigmoid, softmax
+from support import cpu, former, huggingface, metrics, processes, report, runs
+from support.columns import Column, each, parse_row
+from support.errors import Diverged, InputError, input_errors, printable
+from support.files import RawRow
+from support.huggingface import EncoderConfig, TransformersEncoder
+from support.script import note
 
-# transformers is imported where it is used: prediction does not need it, and starts in a third of the time without.
+# --------------------------------------------------------------------------------------------------
+# Tasks. A kind of task is a class. All have the same methods, so that the rest of the code never
+# asks for the kind. Tasks are made from columns of labels (support/columns.py).
 
-# ---------------------------------------------------------------------------------------------------------------------
-# From text to batches
+
+@dataclass
+class Classification:
+    """One of C classes a text: a softmax over C logits, and cross-entropy."""
+
+    name: str
+    labels: list  # all str or all int, in the order of the logits
+    counts: list  # the training rows of each class
+    label_names: dict  # str(label) -> a name for people
+    temperature: float = 1.0  # divides the logits before the softmax
+
+    kind = "classification"
+    fitted = ("temperature",)  # the fields that are fitted on validation rows
+
+    @classmethod
+    def from_column(cls, column):
+        return cls(column.name, column.labels, column.counts, column.label_names)
+
+    def column(self):
+        """How labels of this task are read from files."""
+        label_type = type(self.labels[0])
+        return Column(self.name, self.kind, label_type, self.labels, self.counts, self.label_names)
+
+    def check(self):
+        """Raise ValueError, KeyError or TypeError for what cannot be a task."""
+        check_labels(self)
+        check_number(self.temperature, low=0.0)
+
+    @property
+    def num_logits(self):
+        return len(self.labels)
+
+    def to_array(self, labels):
+        """A list of labels, None where there is none -> (N,) int64 numbers of classes.
+
+        No label is NO_CLASS; a label that no training row has is C.
+        """
+        number_of = {label: number for number, label in enumerate(self.labels)}
+        numbers = np.full(len(labels), NO_CLASS, np.int64)
+        for i, label in enumerate(labels):
+            if label is not None:
+                numbers[i] = number_of.get(label, len(self.labels))
+        return numbers
+
+    def loss(self, logits, labels, balanced=False):
+        """The sum of the cross-entropy over the labelled rows, of (B, C) logits, (B,) labels."""
+        weight = balanced_weights(self.counts, logits) if balanced else None
+        return F.cross_entropy(logits, labels, weight, ignore_index=NO_CLASS, reduction="sum")
+
+    def probabilities(self, logits, temperature):
+        """(N, C) logits -> (N, C) probabilities."""
+        return metrics.softmax(logits / temperature)
+
+    def calibrate(self, labels, logits):
+        """Fit the temperature on the (N,) labels and (N, C) logits of validation rows."""
+        known = labels < len(self.labels)
+        if known.any():
+
+            def probabilities(temperature):
+                return self.probabilities(logits[known], temperature)
+
+            self.temperature = metrics.fit_temperature(probabilities, labels[known])
+
+    def metrics(self, labels, logits):
+        """{metric: value}; docs/runs.md says what each of them is."""
+        p = self.probabilities(logits, self.temperature)
+        names = [str(label) for label in self.labels]
+        result = metrics.class_metrics(names, self.counts, labels, p.argmax(1))
+        uncalibrated = self.probabilities(logits, 1.0)
+        return result | metrics.calibration_metrics(p, uncalibrated, labels)
+
+    def selection_score(self, result):
+        """The one number of `metrics` that the best epoch is chosen by."""
+        return result["macro_f1"]
+
+    def predictions(self, logits):
+        """A prediction, a dict, for each of N rows of logits."""
+        result = []
+        for p in self.probabilities(logits, self.temperature).tolist():
+            best = int(np.argmax(p))
+            label = self.labels[best]
+            result.append(
+                {
+                    "label": label,
+                    "name": self.label_names[str(label)],
+                    "probability": p[best],
+                    "probabilities": dict(zip(self.labels, p, strict=True)),
+                }
+            )
+        return result
+
+    def copy_head(self, head, former_task, former_head):
+        """Let `head` start from that of a task of the same name -> whether they fit together."""
+        return copy_linear(self, head, former_task, former_head)
+
+    # What tables show of it
+
+    def summary(self):
+        return f"{len(self.labels)} classes"
+
+    def typical(self):
+        """What always predicting the most frequent class would get right in training."""
+        return f"{max(self.counts) / sum(self.counts):.3f}"
+
+    def describe_label(self, label):
+        return self.label_names.get(str(label), str(label))
+
+    def describe(self, prediction, names_only=False):
+        name = prediction["name"]
+        if not names_only:
+            name = report.name_class(prediction["label"], name)
+        return report.guess(name, prediction["probability"])
+
+    def is_wrong(self, label, prediction):
+        return label != prediction["label"]
+
+    def bars(self, prediction):
+        """The three likeliest classes: [(name, probability)]."""
+        ranked = sorted(prediction["probabilities"].items(), key=lambda item: -item[1])
+        bars = []
+        for i, (label, p) in enumerate(ranked[:3]):
+            name = self.label_names[str(label)]
+            if i == 0:
+                name += report.guess_mark(p)
+            bars.append((name, p))
+        return bars
+
+    def table_columns(self, separator):
+        """What follows the task's name in the heads of its columns of a table."""
+        return ["", "_probability"]
+
+    def table_cells(self, prediction, separator):
+        return [prediction["label"], prediction["probability"]]
+
+
+@dataclass
+class MultiLabel:
+    """Any number of C labels a text: a sigmoid for each, and the sum of their cross-entropies."""
+
+    name: str
+    labels: list
+    counts: list
+    label_names: dict
+    temperature: float = 1.0
+    threshold: float = 0.5  # a text has the labels whose probability reaches it
+
+    kind = "multi_label"
+    fitted = ("temperature", "threshold")
+
+    @classmethod
+    def from_column(cls, column):
+        return cls(column.name, column.labels, column.counts, column.label_names)
+
+    def column(self):
+        label_type = type(self.labels[0])
+        return Column(self.name, self.kind, label_type, self.labels, self.counts, self.label_names)
+
+    def check(self):
+        check_labels(self)
+        check_number(self.temperature, low=0.0)
+        check_number(self.threshold, low=0.0, high=1.0)
+
+    @property
+    def num_logits(self):
+        return len(self.labels)
+
+    def to_array(self, labels):
+        """A list of tuples of labels, None where there is none -> (N, C + 1) float32 of 0 and 1.
+
+        A row without labels is NaN. The last column is for labels that no training row has.
+        """
+        number_of = {label: number for number, label in enumerate(self.labels)}
+        numbers = np.full((len(labels), len(self.labels) + 1), math.nan, np.float32)
+        for i, row in enumerate(labels):
+            if row is not None:
+                numbers[i] = 0
+                for label in row:
+                    numbers[i, number_of.get(label, len(self.labels))] = 1
+        return numbers
+
+    def loss(self, logits, labels, balanced=False):
+        """The sum over labelled rows and labels, of (B, C) logits and (B, C + 1) labels."""
+        weight = balanced_weights(self.counts, logits) if balanced else None
+        labelled = ~labels[:, :1].isnan()  # (B, 1)
+        return F.binary_cross_entropy_with_logits(
+            logits,
+            labels[:, :-1].nan_to_num(),
+            labelled.float(),
+            pos_weight=weight,
+            reduction="sum",
+        )
+
+    def probabilities(self, logits, temperature):
+        return metrics.sigmoid(logits / temperature)
+
+    def calibrate(self, labels, logits):
+        """Fit the temperature, on N * C decisions between yes and no, and then the threshold."""
+        decisions = labels[:, :-1].astype(int).ravel()
+
+        def probabilities(temperature):
+            return metrics.no_and_yes(self.probabilities(logits, temperature))
+
+        self.temperature = metrics.fit_temperature(probabilities, decisions)
+        p = self.probabilities(logits, self.temperature)
+        self.threshold = metrics.best_threshold(labels, p)
+
+    def metrics(self, labels, logits):
+        p = self.probabilities(logits, self.temperature)
+        names = [str(label) for label in self.labels]
+        result = metrics.multi_label_metrics(names, self.counts, labels, p >= self.threshold)
+        decisions = labels[:, :-1].astype(int).ravel()
+        uncalibrated = metrics.no_and_yes(self.probabilities(logits, 1.0))
+        p = metrics.no_and_yes(p)
+        return result | metrics.calibration_metrics(p, uncalibrated, decisions)
+
+    def selection_score(self, result):
+        return result["macro_f1"]
+
+    def predictions(self, logits):
+        result = []
+        for p in self.probabilities(logits, self.temperature).tolist():
+            probabilities = dict(zip(self.labels, p, strict=True))
+            labels = [label for label in self.labels if probabilities[label] >= self.threshold]
+            names = [self.label_names[str(label)] for label in labels]
+            result.append({"labels": labels, "names": names, "probabilities": probabilities})
+        return result
+
+    def copy_head(self, head, former_task, former_head):
+        return copy_linear(self, head, former_task, former_head)
+
+    def summary(self):
+        return f"{len(self.labels)} labels"
+
+    def typical(self):
+        return f"{max(self.counts) / sum(self.counts):.3f}"
+
+    def describe_label(self, label):
+        names = [self.label_names.get(str(part), str(part)) for part in each(label)]
+        return report.shorten(", ".join(names) or "none", 40)
+
+    def describe(self, prediction, names_only=False):
+        words = []
+        for label, name in zip(prediction["labels"], prediction["names"], strict=True):
+            if not names_only:
+                name = report.name_class(label, name)
+            words.append(report.guess(name, prediction["probabilities"][label]))
+        return ", ".join(words) or "none"
+
+    def is_wrong(self, label, prediction):
+        return label != tuple(prediction["labels"])
+
+    def bars(self, prediction):
+        if not prediction["labels"]:
+            return [("none", None)]
+        bars = []
+        for label, name in zip(prediction["labels"], prediction["names"], strict=True):
+            p = prediction["probabilities"][label]
+            bars.append((name + report.guess_mark(p), p))
+        return bars
+
+    def table_columns(self, separator):
+        """Raises ValueError where joined labels could not be told apart again."""
+        for label in map(str, self.labels):
+            if separator in label or label != label.strip():
+                raise ValueError(
+                    f"the label {label!r} of {self.name!r} cannot be joined by {separator!r} "
+                    "and told apart again"
+                )
+        return ["", "_probability"]
+
+    def table_cells(self, prediction, separator):
+        """Without labels the separator alone: an empty cell would mean that nothing is known."""
+        labels = prediction["labels"]
+        p = [str(prediction["probabilities"][label]) for label in labels]
+        return [separator.join(map(str, labels)) or separator, separator.join(p)]
+
+
+@dataclass
+class Regression:
+    """A number a text: one output, and the squared error of the standardised number."""
+
+    name: str
+    mean: float  # of the training labels: what is learned is (number - mean) / std
+    std: float
+
+    kind = "regression"
+    fitted = ()
+
+    @classmethod
+    def from_column(cls, column):
+        return cls(column.name, column.mean, column.std)
+
+    def column(self):
+        return Column(self.name, self.kind, float, [], [], {}, self.mean, self.std)
+
+    def check(self):
+        if not isinstance(self.name, str):
+            raise ValueError("the name of a task must be a string")
+        check_number(self.mean, low=-math.inf)
+        check_number(self.std, low=0.0)
+
+    @property
+    def num_logits(self):
+        return 1
+
+    def to_array(self, labels):
+        """A list of numbers, None where there is none -> (N,) float32 z-scores; none is NaN."""
+        numbers = np.full(len(labels), math.nan, np.float32)
+        for i, label in enumerate(labels):
+            if label is not None:
+                numbers[i] = (label - self.mean) / self.std
+        return numbers
+
+    def loss(self, logits, labels, balanced=False):
+        """The sum of the squared errors over the labelled rows, of (B, 1) outputs, (B,) labels."""
+        errors = logits.squeeze(1) - labels.nan_to_num()
+        return (errors.square() * ~labels.isnan()).sum()
+
+    def calibrate(self, labels, logits):
+        """There is nothing to calibrate."""
+
+    def metrics(self, labels, logits):
+        return metrics.number_metrics(labels, logits[:, 0], self.std)
+
+    def selection_score(self, result):
+        return result["pearson"]
+
+    def predictions(self, logits):
+        return [{"value": value * self.std + self.mean} for value in logits[:, 0].tolist()]
+
+    def copy_head(self, head, former_task, former_head):
+        """The head predicts z-scores: it is rescaled to the mean and spread of today's labels."""
+        if former_task.kind != self.kind:
+            return False
+        weight = former_head.weight * (former_task.std / self.std)
+        bias = (former_head.bias * former_task.std + former_task.mean - self.mean) / self.std
+        head.weight.data.copy_(weight)
+        head.bias.data.copy_(bias)
+        return True
+
+    def summary(self):
+        return "a number"
+
+    def typical(self):
+        return f"{self.mean:.2f} ± {self.std:.2f}"
+
+    def describe_label(self, label):
+        return f"{label:.2f}"
+
+    def describe(self, prediction, names_only=False):
+        return f"{prediction['value']:.2f}"
+
+    def is_wrong(self, label, prediction):
+        return False
+
+    def bars(self, prediction):
+        return [(self.describe(prediction), None)]
+
+    def table_columns(self, separator):
+        return [""]
+
+    def table_cells(self, prediction, separator):
+        return [prediction["value"]]
+
+
+# The name of a kind, as config.json and --kinds have it, and its class. A fork adds its own here.
+KINDS = {
+    "classification": Classification,
+    "multi_label": MultiLabel,
+    "regression": Regression,
+}
+NO_CLASS = -100  # the number of no class, which F.cross_entropy leaves out
+
+
+def is_labelled(labels):
+    """(N,) bool: which rows of what `to_array` returned have a label."""
+    first = labels[:, 0] if labels.ndim > 1 else labels
+    if first.dtype.kind == "f":
+        return ~np.isnan(first)
+    return first != NO_CLASS
+
+
+def balanced_weights(counts, like):
+    """Weights of classes as scikit-learn's "balanced": rows / (classes * rows of the class)."""
+    counts = like.new_tensor(counts)
+    return counts.sum() / (len(counts) * counts)
+
+
+def copy_linear(task, head, former_task, former_head):
+    if former_task.kind != task.kind or former_task.labels != task.labels:
+        return False
+    head.load_state_dict(former_head.state_dict())
+    return True
+
+
+def check_labels(task):
+    texts = [task.name]
+    for label in task.labels:
+        texts.append(task.label_names[str(label)])
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("the names of a task and of its labels must be strings")
+    label_types = {type(label) for label in task.labels}
+    if label_types not in ({str}, {int}) or len(set(task.labels)) < len(task.labels):
+        raise ValueError(f"the labels of {task.name!r:.40} must be different strings or integers")
+    if [type(count) for count in task.counts] != [int] * len(task.labels):
+        raise ValueError(f"the counts of {task.name!r:.40} must be an integer for each label")
+
+
+def check_number(value, low, high=math.inf):
+    if type(value) not in (int, float) or not low < value < high:
+        raise ValueError(f"{value!r:.40} is not a number between {low} and {high}")
+
+
+# --------------------------------------------------------------------------------------------------
+# Batches. Rows (support/columns.py) are encoded once, and batches are made of them in each epoch.
 
 
 @dataclass
@@ -50,9 +463,9 @@ class Dataset:
     input_ids: np.ndarray  # int32
     token_type_ids: np.ndarray  # uint8
     offsets: np.ndarray  # (N + 1,) int64
-    labels: dict  # task name -> metrics.label_array: (N,), or (N, C + 1) for several labels a text
-    cut: int = 0  # rows that were longer than the tokenizer's maximum
-    unknown: float = 0.0  # share of the tokens that the tokenizer does not know
+    labels: dict  # task name -> what its to_array returns
+    num_truncated: int = 0  # rows that were longer than the maximum
+    unknown_rate: float = 0.0  # share of the tokens that the tokenizer does not know
 
     def __len__(self):
         return len(self.offsets) - 1
@@ -62,738 +475,886 @@ class Dataset:
         return np.diff(self.offsets)
 
 
-LONG = {"head": "were cut", "head+tail": "were cut in the middle (head+tail)"}  # longer texts: what is kept, and said
+# What is kept of a text that is longer than the maximum, and how that is said
+TRUNCATION = {"head": "were truncated", "head+tail": "were truncated in the middle (head+tail)"}
 
 
-def encode_texts(tokenizer, texts, long):
-    """-> [(ids, type ids, whether it was cut)] of texts and pairs. "head+tail" keeps the first 128 and the last 382 of
-    510 tokens of a text (Sun et al. 2019, arXiv:1905.05583), of fewer the same shares; of a pair the longer is cut."""
-    if long == "head":
-        return [(e.ids, e.type_ids, bool(e.overflowing)) for e in tokenizer.encode_batch_fast(texts)]
-    max_length, encoded = tokenizer.truncation["max_length"], []
-    tokenizer.no_truncation()
-    try:
-        encodings = tokenizer.encode_batch_fast(texts)
-    finally:
-        tokenizer.enable_truncation(max_length)
-    for encoding in encodings:
-        ids, types, cut = encoding.ids, encoding.type_ids, len(encoding.ids) > max_length
-        if cut:
-            of = np.array([-1 if n is None else n for n in encoding.sequence_ids])  # 0, 1, or -1 for special tokens
-            keep, places = of < 0, [np.flatnonzero(of == n) for n in (0, 1)]
-            room = max_length - keep.sum()
-            for here, other in (places, places[::-1]):
-                n = min(len(here), max(room // 2, room - len(other)))
-                head = round(n * 128 / 510) if n < len(here) else n
-                keep[here[:head]] = keep[here[len(here) - (n - head) :]] = True
-            ids, types = np.array(ids)[keep].tolist(), np.array(types)[keep].tolist()
-        encoded.append((ids, types, cut))
-    return encoded
+def encode(tokenizer, rows, tasks=(), max_length=None, empty=None):
+    """Tokenize rows -> Dataset.
 
-
-def encode(tokenizer, rows, tasks=(), empty=None, long="head"):
-    """Tokenize rows -> Dataset. Raises InputError for a row without a token, or adds its number to the list `empty`."""
-    input_ids, token_type_ids, offsets, cut = array("i"), bytearray(), array("q", [0]), 0
+    A tokenizer that does not truncate is for "head+tail": then this truncates, at `max_length`.
+    Raises InputError for a row without a token, or adds its number to the list `empty`.
+    """
+    input_ids = array("i")
+    token_type_ids = bytearray()
+    offsets = array("q", [0])
+    num_truncated = 0
     for start in range(0, len(rows), 1000):
         chunk = rows[start : start + 1000]
-        texts = [row.text if row.text_pair is None else (row.text, row.text_pair) for row in chunk]
-        for row, (ids, types, was_cut) in zip(chunk, encode_texts(tokenizer, texts, long), strict=True):
-            if len(ids) <= tokenizer.num_special_tokens_to_add(row.text_pair is not None):
+        texts = []
+        for row in chunk:
+            texts.append(row.text if row.text_pair is None else (row.text, row.text_pair))
+        for row, encoding in zip(chunk, tokenizer.encode_batch_fast(texts), strict=True):
+            num_special = tokenizer.num_special_tokens_to_add(row.text_pair is not None)
+            if len(encoding.ids) <= num_special:
                 if empty is None:
                     raise InputError(f"{row.where}: no token is left of the text {row.text[:40]!r}")
                 empty.append(len(offsets) - 1)
+            ids, type_ids, was_truncated = huggingface.truncate(encoding, tokenizer, max_length)
             try:
                 input_ids.extend(ids)
-                token_type_ids.extend(types)
+                token_type_ids.extend(type_ids)
             except (ValueError, OverflowError):
                 raise InputError("the tokenizer does not fit the encoder") from None
             offsets.append(len(input_ids))
-            cut += was_cut
-    labels = {task.name: label_array(task, [row.labels.get(task.name) for row in rows]) for task in tasks}
-    input_ids, offsets = np.frombuffer(input_ids, np.int32), np.frombuffer(offsets, np.int64)
-    unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "[UNK]")
-    unknown = float(np.mean(input_ids == unknown)) if unknown is not None and len(rows) else 0.0
-    return Dataset(input_ids, np.frombuffer(token_type_ids, np.uint8), offsets, labels, cut, unknown)
+            num_truncated += was_truncated
+
+    labels = {}
+    for task in tasks:
+        labels[task.name] = task.to_array([row.labels.get(task.name) for row in rows])
+    input_ids = np.frombuffer(input_ids, np.int32)
+    token_type_ids = np.frombuffer(token_type_ids, np.uint8)
+    offsets = np.frombuffer(offsets, np.int64)
+    unknown_id = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "[UNK]")
+    unknown_rate = 0.0
+    if unknown_id is not None and len(rows) > 0:
+        unknown_rate = float(np.mean(input_ids == unknown_id))
+    return Dataset(input_ids, token_type_ids, offsets, labels, num_truncated, unknown_rate)
 
 
-def mixture(labels, power, passes=1, most=8):
-    """-> how often an epoch draws each row, (N,), on average; {task: the share of these draws that have its label}.
+def expected_draws(labels, power, repeats=1, most=8):
+    """How often an epoch draws each row on average, (N,), for the labels of a Dataset.
 
-    Tasks are drawn in proportion to labels ** power (Stickland & Murray 2019, arXiv:1902.02671), a row for each of its
-    labels, and it brings them all. So rows that have every label are drawn once each, or `passes` times.
+    Tasks are drawn in proportion to (number of labels) ** power (Stickland & Murray 2019,
+    arXiv:1902.02671). A row is drawn for each of its labels, at most `most` times an epoch, and
+    brings them all. Where every row has every label, each is drawn once, or `repeats` times.
     """
-    labelled = {name: is_labelled(values) for name, values in labels.items()}
-    total = sum(mask.sum() ** power for mask in labelled.values())
-    draws = np.minimum(sum(mask * len(mask) * mask.sum() ** (power - 1) / total for mask in labelled.values()), most)
-    draws *= math.floor(draws.sum() + 1e-6) / draws.sum() * passes  # the same number in each epoch
-    return draws, {name: float((draws * mask).sum() / draws.sum()) for name, mask in labelled.items()}
+    labelled = [is_labelled(values) for values in labels.values()]
+    total = sum(mask.sum() ** power for mask in labelled)
+    draws = np.zeros(len(labelled[0]))
+    for mask in labelled:
+        task_rate = mask.sum() ** power / total
+        draws += mask * len(mask) * task_rate / mask.sum()
+    draws = np.minimum(draws, most)
+    draws *= math.floor(draws.sum() + 1e-6) / draws.sum()  # the same number in each epoch
+    return draws * repeats
 
 
-def default_epochs(draws, batch_size):
-    """Epochs of so many draws that make about 250 steps, but at least 3 and at most 20."""
-    return min(max(round(250 * batch_size / draws), 3), 20)
+def label_rates(draws, labels):
+    """{task: share of the draws that bring a label of it}."""
+    rates = {}
+    for name, values in labels.items():
+        rates[name] = float((draws * is_labelled(values)).sum() / draws.sum())
+    return rates
+
+
+def default_epochs(num_draws, batch_size):
+    """The epochs of so many draws that make about 250 steps, but at least 3 and at most 20."""
+    return min(max(round(250 * batch_size / num_draws), 3), 20)
 
 
 def draw_rows(draws, rng):
-    """How often one epoch draws each row: `draws` rounded down or up, by systematic sampling along a random order."""
-    order, counts = rng.permutation(len(draws)), np.empty(len(draws), int)
-    ends = np.floor(np.cumsum(draws[order]) + rng.uniform(0.25, 0.75))  # away from where rounding errors would count
+    """How often one epoch draws each row: `draws` rounded down or up.
+
+    Systematic sampling along a random order, so that the sum is the same in each epoch.
+    """
+    order = rng.permutation(len(draws))
+    offset = rng.uniform(0.25, 0.75)  # away from whole numbers, where rounding errors would count
+    ends = np.floor(np.cumsum(draws[order]) + offset)
+    counts = np.empty(len(draws), int)
     counts[order] = np.diff(ends, prepend=0)
     return counts
 
 
 def length_grouped_batches(lengths, batch_size, rng, counts=None):
-    """Batches of row numbers for one epoch: shuffled, sorted by length in blocks, shuffled again as batches. Row i
-    comes counts[i] times (default: once), at equal distances, in blocks so short that hardly a batch has it twice."""
+    """Batches of row numbers for one epoch, in each of them rows of similar length.
+
+    Rows are shuffled, sorted by length within blocks, and the batches are shuffled again. Row i
+    comes counts[i] times (by default once). Copies of a row are spread out, so that a batch rarely
+    holds two.
+    """
     rows = rng.permutation(len(lengths))
-    times = np.ones(len(rows), int) if counts is None else counts[rows]
-    copy = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)  # 0, 1, ... of each row
-    place = np.repeat(np.arange(len(rows)) / len(rows), times) + copy / np.repeat(times, times)
-    order = np.repeat(rows, times)[np.argsort(place % 1, kind="stable")]
-    block = min(32, math.ceil(len(order) / times.max() / batch_size)) * batch_size
-    blocks = [order[i : i + block] for i in range(0, len(order), block)]
-    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in blocks])
+    times = np.ones(len(rows), int)
+    if counts is not None:
+        times = counts[rows]
+
+    # The copies of a row stand at equal distances from each other on a circle.
+    copies = np.repeat(rows, times)
+    first_copy = np.repeat(np.cumsum(times) - times, times)
+    number_of_copy = np.arange(len(copies)) - first_copy  # 0, 1, ... for each row
+    start = np.repeat(np.arange(len(rows)) / len(rows), times)
+    place = (start + number_of_copy / np.repeat(times, times)) % 1
+    order = copies[np.argsort(place, kind="stable")]
+
+    batches_in_block = min(32, math.ceil(len(order) / times.max() / batch_size))
+    block_size = batches_in_block * batch_size
+    sorted_blocks = []
+    for i in range(0, len(order), block_size):
+        block = order[i : i + block_size]
+        sorted_blocks.append(block[np.argsort(lengths[block], kind="stable")])
+    order = np.concatenate(sorted_blocks)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     rng.shuffle(batches)
     return batches
 
 
 def collate(data, rows, config, device):
-    """The batch of the given row numbers, padded to its longest or a little more: the arguments of MTBert.forward."""
-    starts, lengths = data.offsets[rows], data.lengths[rows]
-    # Up to a multiple of 4 in training: oneDNN keeps compiled kernels for each shape, by the hundred megabytes. In
-    # prediction these are few, and what padding costs is more. GPUs like multiples of 8.
-    multiple = 8 if torch.device(device).type != "cpu" else 4 if torch.is_grad_enabled() else 1
-    positions = np.arange(min(-(-lengths.max() // multiple) * multiple, config.max_length))
+    """The batch of the given row numbers, padded to its longest: the arguments of MTBert.forward.
+
+    `config` is the encoder's. Raises InputError where the tokenizer does not fit the encoder.
+    """
+    lengths = data.lengths[rows]
+    longest = int(lengths.max())
+    if torch.device(device).type != "cpu":  # GPUs multiply matrices faster in multiples of 8
+        longest = min(math.ceil(longest / 8) * 8, config.max_length)
+    positions = np.arange(longest)
     attention_mask = positions < lengths[:, None]  # (B, T)
-    source = (starts[:, None] + positions)[attention_mask]
+    source = (data.offsets[rows][:, None] + positions)[attention_mask]
     input_ids = np.full(attention_mask.shape, config.pad_token_id, np.int64)
     input_ids[attention_mask] = data.input_ids[source]
     token_type_ids = np.zeros(attention_mask.shape, np.int64)
     token_type_ids[attention_mask] = data.token_type_ids[source]
-    if input_ids.max() >= config.vocab_size or token_type_ids.max() >= max(2, config.type_vocab_size) or (
-        lengths.max() > config.max_length
+    if (
+        longest > config.max_length
+        or input_ids.max() >= config.vocab_size
+        or token_type_ids.max() >= max(2, config.type_vocab_size)
     ):
         raise InputError("the tokenizer does not fit the encoder")
-    arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-    labels = {name: torch.from_numpy(values[rows]).to(device) for name, values in data.labels.items()}
-    return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()} | {"labels": labels}
+    labels = {}
+    for name, values in data.labels.items():
+        labels[name] = torch.from_numpy(values[rows]).to(device)
+    return {
+        "input_ids": torch.from_numpy(input_ids).to(device),
+        "attention_mask": torch.from_numpy(attention_mask).to(device),
+        "token_type_ids": torch.from_numpy(token_type_ids).to(device),
+        "labels": labels,
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Encoder: BERT (Devlin et al. 2018, arXiv:1810.04805), and its relatives that differ only in the embeddings
+# --------------------------------------------------------------------------------------------------
+# Encoder: BERT (Devlin et al. 2018, arXiv:1810.04805), after Vaswani et al. 2017, arXiv:1706.03762
 
-MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
-ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
-
-
-@dataclass
-class EncoderConfig:
-    """The shape of an encoder; the names are those of transformers' configurations."""
-
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    type_vocab_size: int  # DistilBERT's is 0
-    pad_token_id: int
-    layer_norm_eps: float
-    hidden_act: str
-    embedding_size: int  # ELECTRA's; the others have none, and it is hidden_size
-
-    def check(self):
-        """Raise ValueError or TypeError for what is no encoder; a file may say anything."""
-        others = ("model_type", "hidden_act", "layer_norm_eps", "pad_token_id", "type_vocab_size")
-        sizes = [value for name, value in asdict(self).items() if name not in others]
-        if not (
-            all(type(value) is int and value > 0 for value in sizes)
-            and self.num_hidden_layers <= 1000
-            and self.hidden_size % self.num_attention_heads == 0
-            and type(self.pad_token_id) is type(self.type_vocab_size) is int
-            and self.type_vocab_size >= 0
-            and 0 <= self.pad_token_id < self.vocab_size
-            and self.max_length > 0
-            and 0 < self.layer_norm_eps < 1
-            and self.model_type in MODEL_TYPES
-            and self.hidden_act in ACTIVATIONS
-        ):
-            raise ValueError("its configuration is not valid")
-
-    @property
-    def position_offset(self):
-        """The position of the first token: the RoBERTa family counts from behind the padding id."""
-        return 0 if self.model_type in ("bert", "electra", "distilbert") else self.pad_token_id + 1
-
-    @property
-    def max_length(self):
-        return self.max_position_embeddings - self.position_offset
+ACTIVATIONS = {
+    "gelu": lambda: nn.GELU(),
+    "gelu_new": lambda: nn.GELU(approximate="tanh"),
+    "relu": lambda: nn.ReLU(),
+}
 
 
-class Dropout(nn.Dropout):
-    """nn.Dropout, but on a processor in a third of its time: the mask is made of 16 random bits an element. The scale,
-    1 / (1 - p), is rounded to the dtype of x, and the rate fits it: in bfloat16 it is p to within 0.002."""
+class Attention(nn.Module):
+    """Scaled dot-product attention of several heads (Vaswani et al. 2017, section 3.2)."""
 
-    def forward(self, x):
-        if not self.training or self.p == 0 or x.device.type != "cpu":
-            return super().forward(x)
-        scale = torch.tensor(1 / (1 - self.p), dtype=x.dtype).item()
-        numbers = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        keep = torch.empty(x.shape, dtype=x.dtype)  # in the dtype of x: a bool would be converted there and back again
-        torch.ge(numbers[: x.numel()].view(x.shape), round((1 - 1 / scale) * 2**16) - 2**15, out=keep)
-        return x * keep.mul_(scale)
+    def __init__(self, num_heads, dropout):
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = nn.Dropout(dropout)
 
-
-class Gather(torch.autograd.Function):
-    """x (N, D) -> its rows x[index], (M, D). The gradient's rows are gathered as well, gradient[inverse]: each row of x
-    that counts is taken once. (index_select would add up rows one by one.)"""
-
-    @staticmethod
-    def forward(ctx, x, index, inverse):
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
-
-
-def without_padding(mask):
-    """For the (B, T) mask of a batch -> two functions: from all places, (B, T, D), to its tokens, (N, D), and back.
-
-    N is a multiple of 32, filled up with padding, since oneDNN compiles kernels for each N. Padding that is left out
-    comes back as other padding, so the loss must not depend on it."""
-    count = int(mask.sum())
-    to_place = mask.flatten().int().argsort(descending=True, stable=True)[: -(-(count + 1) // 32) * 32]  # (N,)
-    to_token = torch.full((mask.numel(),), count)  # (B * T,), its inverse
-    to_token[to_place] = torch.arange(len(to_place))
-    return (
-        lambda x: Gather.apply(x.flatten(0, 1), to_place, to_token),
-        lambda x: Gather.apply(x, to_token, to_place).unflatten(0, mask.shape),
-    )
+    def forward(self, qkv, mask):
+        """(B, T, 3 * D) queries, keys and values, and a (B, 1, 1, T) mask -> (B, T, D)."""
+        B, T, _ = qkv.shape
+        heads = qkv.view(B, T, 3, self.num_heads, -1)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
+        rate = self.dropout.p if self.training else 0.0
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
+        return context.transpose(1, 2).reshape(B, T, -1)
 
 
 class Layer(nn.Module):
-    """Self-attention and a feed-forward network, each followed by its residual sum and layer norm."""
+    """Self-attention and a feed-forward network; a residual sum and a layer norm follow each."""
 
     def __init__(self, config, dropout):
         super().__init__()
-        D, self.num_heads = config.hidden_size, config.num_attention_heads
-        self.activation = ACTIVATIONS[config.hidden_act]
+        D = config.hidden_size
         self.qkv = nn.Linear(D, 3 * D)
+        self.attention = Attention(config.num_attention_heads, dropout)
         self.attention_output = nn.Linear(D, D)
         self.attention_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.intermediate = nn.Linear(D, config.intermediate_size)
+        self.activation = ACTIVATIONS[config.hidden_act]()
         self.output = nn.Linear(config.intermediate_size, D)
         self.output_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x, mask, unpad, pad):
-        # x is (B, T, D), or (N, D) between an `unpad` and a `pad` of without_padding
-        (B, _, _, T), D, H = mask.shape, x.shape[-1], self.num_heads
-        qkv = pad(self.qkv(x)).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D / H)
-        if x.device.type == "cpu" and (self.training or (qkv.dtype == torch.bfloat16 and T < 96)):
-            # Plain products: in bfloat16 the fused kernel takes twice their time for short texts, and its dropout is
-            # slow. Sum and softmax are in float32: exact, and three times as fast as the softmax of bfloat16.
-            (q, k, v), bias = qkv.contiguous(), torch.where(mask, 0.0, -math.inf)
-            scores = torch.add(bias, q @ k.transpose(-1, -2), alpha=(D // H) ** -0.5)  # (B, H, T, T)
-            attention = self.dropout(scores.softmax(-1).to(v.dtype)) @ v
-        else:
-            (q, k, v), dropout = qkv, self.dropout.p if self.training else 0.0
-            attention = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        attention = unpad(attention.transpose(1, 2).reshape(B, T, D))  # from (B, H, T, D / H)
-        x = self.attention_norm(x + self.dropout(self.attention_output(attention)))
-        return self.output_norm(x + self.dropout(self.output(self.activation(self.intermediate(x)))))
+    def forward(self, x, mask):
+        context = self.attention(self.qkv(x), mask)
+        x = self.attention_norm(x + self.dropout(self.attention_output(context)))
+        hidden = self.activation(self.intermediate(x))
+        return self.output_norm(x + self.dropout(self.output(hidden)))
 
 
 class Encoder(nn.Module):
+    """BERT's embeddings and layers. Weights are random until they are loaded."""
+
     def __init__(self, config, dropout=0.1):
         super().__init__()
         self.config = config
-        E, D = config.embedding_size, config.hidden_size
-        # from_pretrained: the weights are always loaded, so that drawing random ones would be time lost
-        table = lambda rows: nn.Embedding.from_pretrained(torch.empty(rows, E), freeze=False)  # noqa: E731
-        self.word_embeddings = table(config.vocab_size)
-        self.position_embeddings = table(config.max_position_embeddings)
-        self.token_type_embeddings = table(config.type_vocab_size) if config.type_vocab_size else None
+        E = config.embedding_size
+        D = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, E)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, E)
+        self.token_type_embeddings = None
+        if config.type_vocab_size > 0:
+            self.token_type_embeddings = nn.Embedding(config.type_vocab_size, E)
         self.embedding_norm = nn.LayerNorm(E, eps=config.layer_norm_eps)
-        self.embedding_projection = nn.Linear(E, D) if E != D else nn.Identity()
-        self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config.num_hidden_layers))
-        self.dropout = Dropout(dropout)
+        self.embedding_projection = nn.Identity()
+        if E != D:
+            self.embedding_projection = nn.Linear(E, D)
+        self.layers = nn.ModuleList()
+        for _ in range(config.num_hidden_layers):
+            self.layers.append(Layer(config, dropout))
+        self.dropout = nn.Dropout(dropout)
+        self.apply(init_weights)
 
     def forward(self, input_ids, attention_mask, token_type_ids=None):
-        """The last hidden states, (B, T, D), of three (B, T) tensors; the mask is true or 1 on tokens, else padding."""
-        if self.config.position_offset:  # as fairseq counts: padding stays at the padding id, tokens follow it
-            token = input_ids.ne(self.config.pad_token_id)
-            position_ids = token.cumsum(1) * token + self.config.pad_token_id
-        else:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
+        """The last hidden states, (B, T, D), of three (B, T) tensors.
+
+        The mask is true or 1 on tokens, and false or 0 on padding, which follows the tokens.
+        """
         if token_type_ids is None or self.config.type_vocab_size == 1:
             token_type_ids = torch.zeros_like(input_ids)
-        x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = self.word_embeddings(input_ids)  # (B, T, E)
+        x = x + self.position_embeddings(positions + self.config.position_offset)
         if self.token_type_embeddings is not None:
             x = x + self.token_type_embeddings(token_type_ids)
-        mask = attention_mask.bool()[:, None, None, :]  # (B, 1, 1, T), the same for all heads and queries
-        unpad, pad = nn.Identity(), nn.Identity()
-        if self.training and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            unpad, pad = without_padding(mask[:, 0, 0])  # prediction has hardly any, and GPUs would wait for N
-        x = self.embedding_projection(self.dropout(self.embedding_norm(unpad(x))))  # E -> D
+        x = self.dropout(self.embedding_norm(x))
+        x = self.embedding_projection(x)  # (B, T, D)
+        mask = attention_mask.bool()[:, None, None, :]  # the same for all heads and queries
+        return self.run_layers(x, mask)
+
+    def run_layers(self, x, mask):
         for layer in self.layers:
-            x = layer(x, mask, unpad, pad)
-        return pad(x)
-
-    @classmethod
-    def from_pretrained(cls, name_or_folder, dropout=0.1):
-        """The encoder of a checkpoint on the Hugging Face Hub or in a folder, read through transformers, or that of a
-        finished run. It is an Encoder, or a Wrapped one where transformers has to compute it.
-
-        Every tensor of the checkpoint must have its place and its shape here, but for the heads that it was trained
-        with; else InputError is raised.
-        """
-        if runs.is_run(name_or_folder):
-            former = load(name_or_folder, "cpu", "float32").encoder
-            encoder = make_encoder(asdict(former.config), dropout)
-            encoder.load_state_dict(former.state_dict())
-            digest = runs.file_sha256(Path(name_or_folder) / "model.safetensors")
-            encoder.source = f"the run {name_or_folder}, weights {digest[:12]}"
-            return encoder
-        folder, source = find_encoder(name_or_folder)
-        with input_errors(f"encoder {name_or_folder!r} cannot be loaded (from {source})"):
-            config, state, wrong, revision = checkpoints.read_checkpoint(folder)
-            model_type = config["model_type"]
-            if model_type in MODEL_TYPES and config.get("hidden_act") in ACTIVATIONS:
-                config = {"embedding_size": config["hidden_size"]} | config
-                config = {name: config[name] for name in EncoderConfig.__dataclass_fields__}
-            else:
-                config = {"transformers": config}
-            encoder = make_encoder(config, dropout)
-            bundled = name_or_folder == DEFAULT_ENCODER
-            if bundled and runs.file_sha256(folder / "model.safetensors") != checkpoints.DEFAULT_ENCODER_SHA256:
-                raise ValueError("these are not the published weights; install it again")
-        encoder.source = f"{source}, revision {revision}" if revision else source
-        for name, parameter in encoder.named_parameters():
-            parts = transformers_names(name, model_type)
-            tensors = [state.pop(part) for part in parts if part in state]
-            if tensors and torch.cat(tensors).shape == parameter.shape:
-                parameter.data.copy_(torch.cat(tensors))
-            else:
-                wrong |= set(parts)
-        if wrong := wrong | set(state):
-            wrong = ", ".join(sorted(wrong)[:5])
-            raise InputError(f"encoder {name_or_folder!r}: tensors missing or not fitting: {wrong}")
-        if isinstance(encoder, Wrapped):
-            with input_errors(f"encoder {name_or_folder!r}, a {model_type}, is no encoder of texts"):
-                encoder.check()
-        return encoder
+            x = layer(x, mask)
+        return x
 
 
-def make_encoder(config, dropout=0.1):
-    """The encoder that config.json describes, its weights still to be loaded. Raises ValueError, TypeError and more."""
-    if "transformers" in config:
-        return Wrapped(config["transformers"], dropout)
-    config = EncoderConfig(**config)
-    config.check()
-    return Encoder(config, dropout)
+def init_weights(module):
+    """As BERT is initialised: weights from a normal distribution, 0.02 wide; biases zero."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
 
 
-def load_tokenizer(name_or_folder, max_length, vocab_size):
-    """The checkpoint's tokenizer, as a tokenizers.Tokenizer that cuts at `max_length` tokens and does not pad.
-
-    Raises InputError where its size is far from the encoder's `vocab_size`: transformers makes an empty one, without
-    a word, for a folder that has none.
-    """
-    with input_errors(f"the tokenizer of encoder {name_or_folder!r} cannot be loaded"):
-        if runs.is_run(name_or_folder):
-            tokenizer = Tokenizer.from_file(str(Path(name_or_folder) / "tokenizer.json"))
-        else:
-            tokenizer = checkpoints.read_tokenizer(find_encoder(name_or_folder)[0])
-        if not vocab_size / 2 < tokenizer.get_vocab_size() <= vocab_size:
-            raise ValueError(f"it has {tokenizer.get_vocab_size()} tokens, and the encoder {vocab_size}")
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
-    return tokenizer
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Heads
 
-POOLING = ("mean", "cls")
+
+class MeanPooling(nn.Module):
+    """The mean of the tokens' hidden states."""
+
+    def __init__(self, hidden_size):
+        super().__init__()
+
+    def forward(self, hidden, attention_mask):
+        """(B, T, D) hidden states, (B, T) mask -> (B, D)."""
+        mask = attention_mask[:, :, None].float()  # (B, T, 1)
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+
+class ClsPooling(nn.Module):
+    """The hidden state of the first token, [CLS]."""
+
+    def __init__(self, hidden_size):
+        super().__init__()
+
+    def forward(self, hidden, attention_mask):
+        return hidden[:, 0]
+
+
+POOLING = {"mean": MeanPooling, "cls": ClsPooling}
 
 
 class MTBert(nn.Module):
-    """An encoder that runs once for all tasks, pooling, and a linear head per task."""
+    """An encoder that runs once for all tasks, pooling, and a linear head for each task."""
 
     def __init__(self, encoder, tasks, tokenizer, pooling="mean", dropout=0.1):
         super().__init__()
-        self.encoder, self.tasks, self.tokenizer, self.pooling = encoder, tasks, tokenizer, pooling
-        self.compute_dtype = torch.float32  # of the encoder's arithmetic in training; its weights stay in float32
-        self.long = "head"  # what is kept of a text that is longer than the tokenizer's maximum
-        self.balanced = False  # whether each class weighs the same in the loss, however rare it is
-        self.record = {}  # what config.json says of the run besides: flags, versions, data
-        self.dropout = Dropout(dropout)
         D = encoder.config.hidden_size
-        self.heads = nn.ModuleDict({head(task): nn.Linear(D, len(task.labels or [0])) for task in tasks})
+        self.encoder = encoder
+        self.pool = POOLING[pooling](D)
+        self.dropout = nn.Dropout(dropout)
+        self.heads = nn.ModuleDict()
+        for task in tasks:
+            self.heads[head_key(task)] = nn.Linear(D, task.num_logits)
+
+        self.tasks = tasks
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.truncation = "head"  # what is kept of texts that are longer than max_length tokens
+        self.max_length = encoder.config.max_length
+        self.balanced = False  # whether each class weighs the same in the loss, however rare it is
+        self.compute_dtype = torch.float32  # of the encoder in training; its weights are in float32
+        self.max_tokens = math.inf  # of a training batch that are computed at a time
+        self.prediction_dtype = "float32"
+        self.metadata = {}  # what config.json says of the run besides: flags, versions, data
 
     def forward(self, input_ids, attention_mask, token_type_ids=None, labels=None):
         """-> {task: (B, C) logits} and, where `labels` are given, {task: loss}, else {}.
 
-        `labels` is as in Dataset.labels. The loss of a task is the sum over its labelled rows (of cross-entropy, of
-        several labels a text the sum of each one's, or of the squared error of the z-score) divided by B: every row
-        counts the same wherever it falls, and a batch without a label for a task adds nothing.
+        `labels` is as in Dataset.labels. The loss of a task is the sum over its labelled rows,
+        divided by B: a row counts the same in every batch, and a batch without a label of the task
+        adds nothing.
         """
-        with torch.autocast(input_ids.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+        mixed_precision = self.compute_dtype != torch.float32
+        with torch.autocast(input_ids.device.type, self.compute_dtype, enabled=mixed_precision):
             hidden = self.encoder(input_ids, attention_mask, token_type_ids)  # (B, T, D)
-        if self.pooling == "cls":
-            pooled = hidden[:, 0].float()  # (B, D)
-        else:
-            mask = attention_mask[:, :, None].float()  # (B, T, 1)
-            pooled = (hidden.float() * mask).sum(1) / mask.sum(1)  # (B, D)
-        pooled = self.dropout(pooled)
-        logits = {task.name: self.heads[head(task)](pooled) for task in self.tasks}  # each (B, C); C = 1 for a number
-        tasks = self.tasks if labels else []
-        return logits, {t.name: loss_sum(t, logits[t.name], labels[t.name], self.balanced) / len(pooled) for t in tasks}
+        pooled = self.dropout(self.pool(hidden.float(), attention_mask))  # (B, D)
+        logits = {}
+        losses = {}
+        for task in self.tasks:
+            logits[task.name] = self.heads[head_key(task)](pooled)  # (B, C)
+            if labels:
+                loss = task.loss(logits[task.name], labels[task.name], self.balanced)
+                losses[task.name] = loss / len(pooled)
+        return logits, losses
 
 
-def head(task):
-    """The key of a task's head: ModuleDict refuses dots, and names of its own such as "type"."""
+def head_key(task):
+    """The key of a task's head. A ModuleDict refuses dots, and names of its own such as "type"."""
     return "head_" + task.name.replace("%", "%25").replace(".", "%2E")
 
 
-def take_heads(model, folder):
-    """Where `folder` is a run, let `model` start from its heads of tasks with the same name and labels -> their names,
-    or None where the run pools otherwise."""
-    former = load(folder, "cpu", "float32") if runs.is_run(folder) else None
-    if former is None or former.pooling != model.pooling:
-        return None if former else []
-    then = {task.name: task for task in former.tasks}
-    taken = [task for task in model.tasks if task.name in then and then[task.name].labels == task.labels]
-    taken = [task for task in taken if then[task.name].several == task.several]
-    for task in taken:
-        old, former_head, new = then[task.name], former.heads[head(task)], model.heads[head(task)]
-        new.weight.data.copy_(former_head.weight * (old.std / task.std))  # both are 1 for classes
-        new.bias.data.copy_((former_head.bias * old.std + old.mean - task.mean) / task.std)
-    return [task.name for task in taken]
-
-
-def loss_sum(task, logits, labels, balanced=False):
-    if not task.labels:
-        return ((logits.squeeze(1) - labels.nan_to_num()).square() * ~labels.isnan()).sum()
-    # balanced as in scikit-learn: rows / (classes * rows of the class)
-    weight = sum(task.counts) / len(task.counts) / logits.new_tensor(task.counts) if balanced else None
-    if not task.several:
-        return F.cross_entropy(logits, labels, weight, ignore_index=-100, reduction="sum")
-    yes, known = labels[:, :-1].nan_to_num(), ~labels[:, :1].isnan()  # (B, C), (B, 1)
-    return F.binary_cross_entropy_with_logits(logits, yes, known.float(), pos_weight=weight, reduction="sum")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Variants and parameter groups
 
-VARIANTS = {  # head_lr: the default of --head-lr; None, and the heads learn at --lr as well
+# all_tasks: whether all tasks are learned, or the first alone.
+# head_lr: the default of --head-lr; None: the heads learn at --lr, as the encoder does.
+VARIANTS = {
     "single": {"all_tasks": False, "head_lr": None},
     "shared": {"all_tasks": True, "head_lr": None},
     "separate-lr": {"all_tasks": True, "head_lr": 5e-3},
 }
 
 
-def freeze_embeddings(encoder):
-    """Leave as they are: the embeddings of tokens, positions and types, their norm and projection. No gradient."""
-    for name, parameter in encoder.named_parameters():
-        if "embed" in name:
-            parameter.requires_grad_(False)
-
-
 def parameter_groups(model, lr, head_lr, layer_decay, weight_decay):
-    """AdamW's groups: the encoder (with `layer_decay` below 1 one part a layer, each learning slower than the one
-    above it, the embeddings slowest) and the heads. Biases and layer norms, the vectors, do not decay."""
-    layers, level, groups = len(model.encoder.layers), 0, {}
+    """AdamW's groups: the encoder and the heads, each with and without weight decay.
+
+    Biases and layer norms, which are vectors, do not decay. With `layer_decay` below 1 each layer
+    of the encoder is a group of its own, and learns at `layer_decay` times the rate of the layer
+    above it; the embeddings are the lowest layer.
+    """
+    num_layers = len(model.encoder.layers)
+    level = 0
+    groups = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.startswith("heads."):
-            part, rate = "heads", head_lr
+        if not name.startswith("encoder."):
+            part = "heads"
+            rate = head_lr
         elif layer_decay == 1:
-            part, rate = "encoder", lr
+            part = "encoder"
+            rate = lr
         else:
-            numbers = [int(part) + 1 for part in name.split(".") if part.isdigit()]
-            if numbers or "embed" in name:  # what has neither, such as a final norm, belongs to the layer before it
-                level = min(numbers[0], layers) if numbers else 0
-            part, rate = f"layer {level}" if level else "embeddings", lr * layer_decay ** (layers - level)
+            level = layer_level(name, num_layers, level)
+            part = f"layer {level}" if level > 0 else "embeddings"
+            rate = lr * layer_decay ** (num_layers - level)
         decay = weight_decay if parameter.ndim > 1 else 0.0
-        group = {"name": part, "lr": rate, "weight_decay": decay, "params": []}
-        groups.setdefault((part, decay), group)["params"].append(parameter)
+        if (part, decay) not in groups:
+            groups[part, decay] = {"name": part, "lr": rate, "weight_decay": decay, "params": []}
+        groups[part, decay]["params"].append(parameter)
     return list(groups.values())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def layer_level(name, num_layers, level_before):
+    """The layer, from 1, that a parameter of the encoder belongs to; 0 for the embeddings."""
+    for part in name.split("."):
+        if part.isdigit():
+            return min(int(part) + 1, num_layers)
+    if "embed" in name:
+        return 0
+    return level_before  # such as a final norm: it belongs to the layer before it
+
+
+class AdamW(torch.optim.AdamW):
+    def clip_gradients(self, max_norm):
+        """Scale the gradients down to a norm of at most `max_norm` -> their norm before."""
+        parameters = []
+        for group in self.param_groups:
+            parameters += group["params"]
+        return nn.utils.clip_grad_norm_(parameters, max_norm).item()
+
+
+# --------------------------------------------------------------------------------------------------
 # Training
 
 
-CPU_TOKENS = 2048  # of a training batch are computed at a time on a processor
+def forward_backward(model, data, rows, weights, accumulation=1):
+    """Add the gradient of the batch `rows` to the parameters -> {task: loss}.
 
-
-def forward_backward(model, data, rows, weights, accumulate):
-    """Add the gradient of the batch `rows` to the parameters -> {task: loss}, of this process's share of the rows.
-
-    `model` is an MTBert, or it in a DistributedDataParallel, which takes the mean over the processes. The share is
-    computed in `accumulate` parts, or on a processor in as many as bound the memory of long texts, at equal speed.
+    `model` is an MTBert, or it in a DistributedDataParallel. The batch is computed in
+    `accumulation` parts, or in more where a part would have more than `max_tokens` tokens. Of
+    several processes each computes its share of the rows; losses and gradients are those of the
+    whole batch.
     """
     inner = getattr(model, "module", model)
     device = next(inner.parameters()).device
-    rank, processes = runs.processes()
-    mine, size = rows[rank::processes], len(rows)
-    if not len(mine):  # fewer rows than processes: take part, but count for nothing
-        mine, size = rows[:1], math.inf
-    if device.type == "cpu":
-        accumulate = max(accumulate, math.ceil(len(mine) * data.lengths[mine].max() / CPU_TOKENS))
-    parts, losses = np.array_split(mine, min(accumulate, len(mine))), Counter()
+    num_processes = processes.count()
+    mine = rows[processes.rank() :: num_processes]
+    size = len(rows)
+    if len(mine) == 0:  # fewer rows than processes: take part, but count for nothing
+        mine = rows[:1]
+        size = math.inf
+
+    num_tokens = len(mine) * data.lengths[mine].max()
+    num_parts = max(accumulation, math.ceil(num_tokens / inner.max_tokens))
+    parts = np.array_split(mine, min(num_parts, len(mine)))
+    losses = dict.fromkeys(weights, 0.0)
     for part in parts:
-        with nullcontext() if part is parts[-1] or processes == 1 else model.no_sync():
-            _, loss = model(**collate(data, part, inner.encoder.config, device))
-            share = len(part) / size
-            (processes * share * sum(weights[name] * loss[name] for name in loss)).backward()
-        losses.update({name: share * value.item() for name, value in loss.items()})
-    return losses
+        share = len(part) / size
+        synchronize = nullcontext()
+        if num_processes > 1 and part is not parts[-1]:
+            synchronize = model.no_sync()  # processes exchange gradients once, with the last part
+        with synchronize:
+            _, task_losses = model(**collate(data, part, inner.encoder.config, device))
+            loss = 0.0
+            for name, value in task_losses.items():
+                loss = loss + weights[name] * value
+                losses[name] += share * value.item()
+            (num_processes * share * loss).backward()  # times, since the processes take the mean
+    sums = processes.sum_over_processes(torch.tensor(list(losses.values())), device)
+    return dict(zip(losses, sums.tolist(), strict=True))
 
 
-def conflict(model, data, rows, weights, accumulate):
-    """How the tasks' gradients for the batch `rows` agree, all under the dropout masks of the step that follows ->
-    {"norms": {task: [of each layer]}, "cosines": {task: {task: [of each layer]}}}; a cosine is None where a gradient is
-    zero. The model's own gradient is cleared."""
-    layers, seed, gradients = getattr(model, "module", model).encoder.layers, torch.initial_seed(), {}
-    for task in weights:
-        forward_backward(model, data, rows, {name: w * (name == task) for name, w in weights.items()}, accumulate)
-        gradients[task] = [torch.cat([p.grad.flatten() for p in layer.parameters()]) for layer in layers]
-        model.zero_grad()
-        torch.manual_seed(seed)
-    norms = {task: [g.norm().item() for g in by_layer] for task, by_layer in gradients.items()}
-    cosines = {task: {} for task in weights}
-    for one, other in itertools.combinations(weights, 2):
-        both = zip(gradients[one], gradients[other], norms[one], norms[other], strict=True)
-        cosines[one][other] = [(g @ h).item() / (a * b) if a * b else None for g, h, a, b in both]
-    return {"norms": norms, "cosines": cosines}
+def seed_step(seed, step):
+    """Give dropout a seed that depends on the step alone, so that a resumed run repeats it."""
+    rng = np.random.default_rng([seed, processes.rank(), step])
+    torch.manual_seed(int(rng.integers(2**63)))
+
+
+def check_finite(losses, step):
+    for name, loss in losses.items():
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss of task {name!r} is {loss} in step {step}; try a lower --lr")
 
 
 def train(model, data, args, folder):
-    """Train on data["train"] with the flags of train.py, from the folder's snapshot on where there is one.
+    """Train on data["train"] with the flags of train.py, or go on from the folder's snapshot.
 
-    -> the weights of the epoch that is best on data["validation"] (a state dict on the processor), its validation
-    metrics, seconds spent in training steps, rows in these. Best is the highest mean over tasks of macro-F1 (of several
-    labels a text that under the threshold that makes it highest) or Pearson.
-    Raises InputError when a loss is not finite, KeyboardInterrupt(exit status, what to do) once stopped by a signal.
-    Of several processes each computes its share of a gradient; all take the steps that one would take.
+    -> the runs.Run. Its `best` is the state dict of the epoch that is best on data["validation"],
+    by the mean over tasks of the selection score; `state` has its metrics. Raises Diverged when a
+    loss is not finite, KeyboardInterrupt(exit status, what to do) when a signal stops it.
     """
     from transformers import get_linear_schedule_with_warmup
 
-    rows, (draws, shares) = data["train"], mixture(data["train"].labels, args.task_sampling, args.passes)
-    # Sums over labelled rows are divided by the number of these that a batch holds on average, a constant, so that each
-    # draw counts the same; then the tasks are added up as they are (Kurin et al. 2022, arXiv:2201.04122).
-    weights = {task.name: args.task_weights.get(task.name, 1.0) / shares[task.name] for task in model.tasks}
+    train_data = data["train"]
+    draws = expected_draws(train_data.labels, args.task_sampling, args.repeats)
+    rates = label_rates(draws, train_data.labels)
+    # A task's loss is divided by the share of rows that have its label: each label counts the same,
+    # however rare labels are. Then tasks are added up as they are (Kurin et al. 2022,
+    # arXiv:2201.04122), or by --task-weights.
+    weights = {}
+    for task in model.tasks:
+        weights[task.name] = args.task_weights.get(task.name, 1.0) / rates[task.name]
     model.balanced = args.class_weights == "balanced"
-    groups = parameter_groups(model, args.lr, args.head_lr, args.layer_decay, args.weight_decay)
-    optimizer = torch.optim.AdamW(groups, fused=next(model.parameters()).device.type in ("cpu", "cuda"))
-    steps = args.epochs * math.ceil(round(draws.sum()) / args.batch_size)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(args.warmup_ratio * steps), steps)
-    parallel = runs.in_parallel(model, unused=isinstance(model.encoder, Wrapped))  # some of theirs have such parameters
 
-    with runs.Run(folder, args.seed, model, optimizer, schedule, args.save_every) as run:
-        for epoch in run.epochs(args.epochs, args.patience):
+    groups = parameter_groups(model, args.lr, args.head_lr, args.layer_decay, args.weight_decay)
+    device = next(model.parameters()).device
+    optimizer = AdamW(groups, fused=device.type in ("cpu", "cuda"))
+    num_steps = args.epochs * math.ceil(round(draws.sum()) / args.batch_size)
+    warmup_steps = round(args.warmup_ratio * num_steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps, num_steps)
+    cpu.speed_up_training(model, optimizer)
+    parallel = processes.in_parallel(model, unused=isinstance(model.encoder, TransformersEncoder))
+
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    state = {"best_epoch": 0, "best_score": -math.inf, "validation": None}
+    state |= {"losses": {}, "rows": 0}  # of the epoch's steps, added up
+    state |= {"rows_trained": 0}  # in all epochs
+    with runs.Run(folder, parts, state, args.save_every) as run:
+        for epoch in range(run.epoch, args.epochs + 1):
+            if args.patience and epoch - run.state["best_epoch"] > args.patience:
+                print(f"stopped: no epoch was better than epoch {run.state['best_epoch']}")
+                break
             counts = draw_rows(draws, np.random.default_rng([args.seed, epoch, 1]))
             rng = np.random.default_rng([args.seed, epoch])
+            batches = length_grouped_batches(train_data.lengths, args.batch_size, rng, counts)
+
             model.train()
-            for batch in run.steps(length_grouped_batches(rows.lengths, args.batch_size, rng, counts)):
-                more = {}
-                if args.conflict_every and run.step % args.conflict_every == 0:
-                    more["conflict"] = conflict(parallel, rows, batch, weights, args.accumulate)
-                losses = forward_backward(parallel, rows, batch, weights, args.accumulate)
-                norm = arithmetic.clip_gradients(optimizer, args.clip or math.inf)
-                rates = schedule.get_last_lr()
+            for batch in run.steps(batches, f"epoch {epoch}/{args.epochs}"):
+                seed_step(args.seed, run.step - 1)
+                losses = forward_backward(
+                    parallel, train_data, batch, weights, args.gradient_accumulation
+                )
+                check_finite(losses, run.step)
+                grad_norm = optimizer.clip_gradients(args.max_grad_norm or math.inf)
+                learning_rates = schedule.get_last_lr()
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-                run.log({task: loss / shares[task] for task, loss in losses.items()}, len(batch), rates, norm, **more)
-            logits = compute_logits(model, data["validation"])
-            choose_thresholds(model.tasks, data["validation"].labels, logits)
-            metrics = evaluate(model.tasks, data["validation"].labels, logits)
-            run.end_epoch(metrics, {task: score(result) for task, result in metrics.items()}, one_answer(metrics))
-    return run.best, run.validation, run.seconds, run.trained
+                log_step(run, losses, rates, len(batch), learning_rates, grad_norm)
+
+            validation = validate(model, data["validation"])
+            scores = {}
+            for task in model.tasks:
+                scores[task.name] = task.selection_score(validation[task.name])
+            score = sum(scores.values()) / len(scores)
+            is_best = score > run.state["best_score"]
+            run.log({"epoch": epoch, "step": run.step, "validation": validation})
+            report.print_epoch(epoch, args.epochs, epoch_losses(run), scores, is_best)
+            if epoch == 1:
+                report.warn_constant(metrics.constant_tasks(validation))
+            if is_best:
+                run.state.update(best_epoch=epoch, best_score=score, validation=validation)
+                run.best = copy_to_cpu(model.state_dict())
+            run.state.update(losses={}, rows=0)
+            run.end_epoch()
+    return run
+
+
+def log_step(run, losses, rates, num_rows, learning_rates, grad_norm):
+    """Write a line of log.jsonl. A loss that is shown is the mean over the rows with a label."""
+    shown = {}
+    totals = run.state["losses"]
+    for name, loss in losses.items():
+        shown[name] = loss / rates[name]
+        totals[name] = totals.get(name, 0.0) + shown[name] * num_rows
+    run.state["rows"] += num_rows
+    run.state["rows_trained"] += num_rows
+    run.log({"step": run.step, "lr": learning_rates, "grad_norm": grad_norm, "loss": shown})
+    run.show({printable(name): f"{loss:.3f}" for name, loss in shown.items()})
+
+
+def epoch_losses(run):
+    """{task: mean loss of the epoch's steps}."""
+    losses = {}
+    for name, total in run.state["losses"].items():
+        losses[name] = total / run.state["rows"]
+    return losses
+
+
+def validate(model, data):
+    """Calibrate the tasks on the rows of `data` -> {task: metrics}."""
+    logits = compute_logits(model, data)
+    calibrate(model.tasks, data.labels, logits)
+    return evaluate(model.tasks, data.labels, logits)
+
+
+def copy_to_cpu(state):
+    return {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def calibrate(tasks, labels, logits):
+    """Fit what each task fits on validation rows: temperature, threshold. Arguments: `evaluate`."""
+    for task in tasks:
+        rows = is_labelled(labels[task.name])
+        if rows.any():
+            task.calibrate(labels[task.name][rows], logits[task.name][rows])
+
+
+def evaluate(tasks, labels, logits):
+    """{task: metrics} over the rows labelled for the task; a task without any is absent.
+
+    `labels` is as in Dataset.labels, `logits` {task: (N, C)}.
+    """
+    result = {}
+    for task in tasks:
+        rows = is_labelled(labels[task.name])
+        if rows.any():
+            result[task.name] = task.metrics(labels[task.name][rows], logits[task.name][rows])
+    return result
+
+
+# --------------------------------------------------------------------------------------------------
+# Prediction
 
 
 @torch.inference_mode()
 def compute_logits(model, data, batch_size=32):
-    """{task: (N, C) float32 array} for a Dataset of N rows, in its order; batches are made by length."""
+    """{task: (N, C) float32 array} for a Dataset of N rows, in its order."""
     model.eval()
-    device, (rank, processes) = next(model.parameters()).device, runs.processes()
-    logits = {task.name: torch.zeros(len(data), len(task.labels or [0])) for task in model.tasks}
-    order = np.argsort(data.lengths, kind="stable")[::-1].copy()  # the longest first: a lack of memory shows at once
-    for start in range(rank * batch_size, len(order), processes * batch_size):  # every process its share of the batches
+    device = next(model.parameters()).device
+    logits = {}
+    for task in model.tasks:
+        logits[task.name] = torch.zeros(len(data), task.num_logits)
+    # Batches of similar lengths, the longest first: a lack of memory shows at once. Each process
+    # takes its share of the batches.
+    order = np.argsort(data.lengths, kind="stable")[::-1].copy()
+    starts = range(0, len(order), batch_size)
+    for start in starts[processes.rank() :: processes.count()]:
         rows = order[start : start + batch_size]
-        batch = collate(data, rows, model.encoder.config, device) | {"labels": None}  # it needs no loss
-        for name, values in model(**batch)[0].items():
+        batch = collate(data, rows, model.encoder.config, device)
+        batch["labels"] = None
+        batch_logits, _ = model(**batch)
+        for name, values in batch_logits.items():
             logits[name][rows] = values.cpu()
-    logits = {name: runs.sum_over_processes(values, device).numpy() for name, values in logits.items()}
+    result = {}
     for name, values in logits.items():
-        if not np.isfinite(values).all():
-            raise runs.Diverged(f"the model gives {name!r} no finite value: its training diverged; try a lower rate")
-    return logits
+        result[name] = processes.sum_over_processes(values, device).numpy()
+        if not np.isfinite(result[name]).all():
+            raise Diverged(
+                f"the model gives {name!r} no finite value: its training diverged; "
+                "train it with a lower --lr"
+            )
+    return result
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def predict_encoded(model, data):
+    """As `predict`, for a Dataset."""
+    return predictions_of(model.tasks, compute_logits(model, data))
+
+
+def predictions_of(tasks, logits):
+    """The predictions that logits, {task: (N, C)}, stand for: a list of {task: prediction}."""
+    by_task = {}
+    for task in tasks:
+        by_task[task.name] = task.predictions(logits[task.name])
+    result = []
+    for row in zip(*by_task.values(), strict=True):
+        result.append(dict(zip(by_task, row, strict=True)))
+    return result
+
+
+def predict(model, texts):
+    """A list of {task: prediction}, one for each text or (text, text_pair), in order.
+
+    A prediction is {"label", "name", "probability", "probabilities": {label: p}} of a class,
+    {"labels", "names", "probabilities"} of any number of labels, {"value"} of a number.
+    Probabilities are calibrated on the validation rows. Raises InputError for a text that has no
+    tokens.
+    """
+    if isinstance(texts, str):
+        raise InputError("predict takes a list of texts")
+    rows = []
+    for number, text in enumerate(texts, 1):
+        pair = None
+        if isinstance(text, (tuple, list)) and len(text) == 2:
+            text, pair = text
+        raw = RawRow(f"text {number}", None, {"text": text, "text_pair": pair}, None)
+        rows.append(parse_row(raw))
+    return predict_encoded(model, encode(model.tokenizer, rows, max_length=model.max_length))
+
+
+# --------------------------------------------------------------------------------------------------
 # Save and load
 
 
 def describe_model(model):
-    """What config.json says of a model, before there are weights to speak of."""
+    """What config.json says of a model, before there are weights."""
+    tasks = []
+    fitted = {}
+    for task in model.tasks:
+        values = asdict(task)
+        fitted[task.name] = {name: values.pop(name) for name in task.fitted}
+        tasks.append({"kind": task.kind, **values})
     return {
         "encoder": asdict(model.encoder.config),
-        "tasks": [asdict(task) for task in model.tasks],
+        "tasks": tasks,
+        "fitted": fitted,  # on validation rows, at the end; the rest is known when a run begins
         "pooling": model.pooling,
-        "long": model.long,
-        **model.record,
+        "truncation": model.truncation,
+        "max_length": model.max_length,
+        **model.metadata,
         "tokenizer_sha256": sha256(model.tokenizer.to_str().encode()).hexdigest(),
         "weights_sha256": None,
     }
 
 
 def save(model, folder, finished=True):
-    """Write what prediction needs: tokenizer.json, model.safetensors, and config.json, which makes the others count.
+    """Write what prediction needs: tokenizer.json, model.safetensors and config.json.
 
-    With `finished=False` all but the weights: what there is of a run at its start.
+    config.json is written last, and makes the others count. With `finished=False` the weights are
+    left out: it is what there is of a run when it begins.
     """
-    folder, config = Path(folder), describe_model(model)
-    check_float32(model)
+    folder = Path(folder)
+    check_trainable(model)
+    config = describe_model(model)
     runs.write(folder / "tokenizer.json", model.tokenizer.to_str().encode())
     if finished:
         weights = folder / "model.safetensors"
-        config["weights_sha256"] = runs.write_tensors(weights, safetensors.torch.save_file, model.state_dict())
+        digest = runs.write_tensors(weights, safetensors.torch.save_file, model.state_dict())
+        config["weights_sha256"] = digest
     runs.write_record(folder / "config.json", config)
 
 
-def check_float32(model):
-    if any(tensor.dtype != torch.float32 or tensor.is_mkldnn for tensor in model.parameters()):
-        raise InputError('a model is saved in float32; load it with dtype="float32"')
+def check_trainable(model):
+    for tensor in model.parameters():
+        if tensor.dtype != torch.float32 or tensor.is_mkldnn:
+            raise InputError(
+                "this model is for prediction; to save it, load it with trainable=True"
+            )
 
 
-def to_transformers(model, folder):
-    """Write the encoder and its tokenizer to a new folder as transformers has them, for AutoModel and all that builds
-    on it. The heads stay behind, and how texts are cut and pooled; a BERT has no pooler. Raises InputError."""
-    check_float32(model)
-    config, state = asdict(model.encoder.config), {}
-    for name, tensor in model.encoder.state_dict().items():
-        parts = transformers_names(name, config["model_type"])
-        state |= zip(parts, tensor.chunk(len(parts)), strict=True)
-    names = checkpoints.DISTILBERT if config["model_type"] == "distilbert" else {}
-    values = config.get("transformers") or {names.get(name, name): value for name, value in config.items()}
-    checkpoints.write_checkpoint(Path(folder), values, state, model.tokenizer, model.encoder.config)
+def load(folder, device="auto", dtype="auto", trainable=False):
+    """The model that `save` wrote to `folder`, in evaluation mode. Raises InputError.
 
-
-def load(folder, device="auto", dtype="auto"):
-    """The model that `save` wrote to `folder`, in evaluation mode, its encoder in `dtype`. Raises InputError. It is
-    for prediction alone, unless dtype is "float32": then it can be trained, saved and exported as well.
-
-    Nothing in the files is trusted: shapes are compared before anything is allocated, contents with their SHA-256.
+    It is for prediction, its encoder in `dtype`; "auto" is the fastest here. With `trainable` it is
+    plain float32, and can be trained, saved and exported. Nothing in the files is trusted: shapes
+    are compared before anything is allocated, and contents with their SHA-256.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    config = read_model_config(folder)
+    if "transformers" in config["encoder"] and "transformers" not in sys.modules:
+        note("the encoder is computed by transformers, which is imported now")
+    with torch.device("meta"):  # shapes without memory
+        encoder = make_encoder(config["encoder"], mistake=f"{folder} cannot be loaded")
+        model = MTBert(encoder, config["tasks"], None, config["pooling"])
+    with input_errors(f"{folder} cannot be loaded"):
+        check_encoder(model, config["encoder"])
+        check_weights(folder / "model.safetensors", model.state_dict())
+        runs.check_sha256(folder / "tokenizer.json", config["tokenizer_sha256"])
+        runs.check_sha256(folder / "model.safetensors", config["weights_sha256"])
+        state = safetensors.torch.load_file(folder / "model.safetensors")
+        model.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if isinstance(encoder, TransformersEncoder):
+        model.encoder = make_encoder(config["encoder"])  # for its buffers, which are in no file
+    for name, tensor in state.items():
+        state[name] = tensor.clone()  # in memory that is aligned, not in the file
+    model.load_state_dict(state, assign=True)
+    model.truncation = config["truncation"]
+    model.max_length = min(config["max_length"], encoder.config.max_length)
+    huggingface.set_truncation(model.tokenizer, model.truncation, model.max_length)
+    model.metadata = config["metadata"]
+    model.to(processes.pick_device(device)).eval()
+    if not trainable:
+        model.prediction_dtype = cpu.speed_up_prediction(model, dtype)
+    return model
+
+
+def read_model_config(folder):
+    """config.json of a finished run, checked, with tasks in place of what it says of them."""
+    path = folder / "config.json"
+    if not path.is_file():
         raise InputError(f"{folder}: no trained model there; train one with: python train.py")
     with input_errors(f"{folder} cannot be loaded"):
         if not runs.is_run(folder):
             raise ValueError("it is no run of train.py; a checkpoint is where one starts from")
-        config = runs.read_record(folder / "config.json")
-        if config["weights_sha256"] is None:
-            raise ValueError(f"its training is not finished; {runs.how_to_go_on(folder)}")
-        encoder, long = config.pop("encoder"), config.pop("long", "head")  # runs of before had no other
-        if "transformers" in encoder and "transformers" not in sys.modules:
-            runs.note(f"the encoder is a {encoder['model_type']}; transformers computes it, and is imported")
-        tasks = [Task(**task) for task in config.pop("tasks")]
-        for task in tasks:
-            task.check()
-        if not tasks or len({task.name for task in tasks}) < len(tasks):
-            raise ValueError("its tasks are not valid")
-        if config["pooling"] not in POOLING or long not in LONG:
-            raise ValueError("its pooling, or what it keeps of long texts, is not valid")
-        with torch.device("meta"):  # shapes without memory
-            model = MTBert(make_encoder(encoder), tasks, None, config.pop("pooling"))
-        if asdict(model.encoder.config) != encoder or sum(buffer.numel() for buffer in model.buffers()) > 2**24:
-            raise ValueError("its configuration is not valid")
-        with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
-            found = {name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        if found != {name: ("F32", list(tensor.shape)) for name, tensor in model.state_dict().items()}:
-            raise ValueError("its weights do not fit its configuration")
-        for name, key in (("tokenizer.json", "tokenizer_sha256"), ("model.safetensors", "weights_sha256")):
-            runs.check_sha256(folder / name, config.pop(key))
-        state = safetensors.torch.load_file(folder / "model.safetensors")
-        state = {name: tensor.clone() for name, tensor in state.items()}  # in aligned memory, not in the file
-        if isinstance(model.encoder, Wrapped):
-            model.encoder = make_encoder(encoder)  # for its buffers, which are in no file
-        model.load_state_dict(state, assign=True)
-        model.long, model.record = long, config
-        model.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        longest = model.encoder.config.max_length
-        model.tokenizer.enable_truncation(min((model.tokenizer.truncation or {}).get("max_length", longest), longest))
-        model.tokenizer.no_padding()
-    device = pick_device(device)
-    picked = pick_dtype(dtype, device, predict=isinstance(model.encoder, Encoder))  # others were not measured in int8
-    for parameter in model.encoder.parameters():  # no buffers: a rotary encoder would lose its positions
-        parameter.data = parameter.data.to(picked if picked != torch.int8 else torch.float32)
-    model.to(device).eval()
-    return model if str(dtype).endswith("float32") else pack(model, int8=picked == torch.int8)
+        saved = former.upgrade(runs.read_record(path), folder)
+        if saved["weights_sha256"] is None:
+            raise ValueError(f"its training is not finished; {runs.how_to_resume(folder)}")
+        config = {}
+        for name in ("encoder", "pooling", "truncation", "max_length"):
+            config[name] = saved.pop(name)
+        for name in ("tokenizer_sha256", "weights_sha256"):
+            config[name] = saved.pop(name)
+        config["tasks"] = read_tasks(saved.pop("tasks"), saved.pop("fitted"))
+        config["metadata"] = saved
+        if config["pooling"] not in POOLING or config["truncation"] not in TRUNCATION:
+            raise ValueError("its pooling or truncation is not known here")
+        if type(config["max_length"]) is not int or config["max_length"] < 4:
+            raise ValueError("its max_length must be an integer, 4 or more")
+        return config
 
 
-def pack(model, int8=False):
-    """Let a model that was loaded with dtype="float32" predict faster, where the processor can, and do nothing else ->
-    the same model. `load` does it for the other dtypes."""
-    encoder = model.encoder
-    if int8:
-        arithmetic.replace_linear(encoder.layers, arithmetic.Int8Linear)
-    elif isinstance(encoder, Encoder) and arithmetic.has_packed(encoder.word_embeddings.weight):
-        for layer in encoder.layers:
-            arithmetic.replace_linear(layer, arithmetic.PackedLinear)
-            if isinstance(layer.intermediate, arithmetic.PackedLinear):
-                layer.intermediate.activation, layer.activation = encoder.config.hidden_act, nn.Identity()
-    encoder.requires_grad_(False)  # gradients would leave out the packed layers, and be wrong
-    return model
+def read_tasks(saved, fitted):
+    """The tasks that config.json describes. Raises ValueError, KeyError, TypeError."""
+    tasks = []
+    for values in saved:
+        kind = values.pop("kind")
+        if kind not in KINDS:
+            raise ValueError(f"the kind of task {kind!r:.40} is not known here")
+        task = KINDS[kind](**values, **fitted[values["name"]])
+        task.check()
+        tasks.append(task)
+    names = {task.name for task in tasks}
+    if not tasks or len(names) < len(tasks):
+        raise ValueError("its tasks must be one or more, of different names")
+    return tasks
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Prediction
+def check_encoder(model, config):
+    """Raise ValueError where an encoder is not what its configuration says, or is too large."""
+    if asdict(model.encoder.config) != config:
+        raise ValueError("the configuration of its encoder contradicts itself")
+    size = sum(buffer.numel() for buffer in model.buffers())
+    if size > 2**24:
+        raise ValueError("its configuration asks for buffers of more than 16 million numbers")
 
 
-def predict(model, texts):
-    """A list of {task: prediction}, one for each text or (text, text_pair), in order.
+def check_weights(path, state):
+    """Raise ValueError unless the file has the tensors of `state`, all in float32."""
+    expected = {name: ("F32", list(tensor.shape)) for name, tensor in state.items()}
+    found = {}
+    with safetensors.safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            part = file.get_slice(name)
+            found[name] = (part.get_dtype(), part.get_shape())
+    if found != expected:
+        raise ValueError("its weights do not fit its configuration")
 
-    A prediction is {"label", "name", "probability", "probabilities": {label: p}}, of several labels a text {"labels",
-    "names", "probabilities"}, or {"value"} for a number. Raises InputError for a text without tokens. Probabilities are
-    calibrated on the validation rows.
+
+def make_encoder(config, dropout=0.1, mistake="the encoder cannot be made"):
+    """The encoder that config.json describes, its weights still to be loaded.
+
+    A configuration that is not valid is an InputError that begins with `mistake`.
     """
-    if isinstance(texts, str):
-        raise InputError("predict takes a list of texts")
-    pairs = [text if isinstance(text, (tuple, list)) and len(text) == 2 else (text, None) for text in texts]
-    rows = [parse_row(f"text {i}", {"text": text, "text_pair": pair}) for i, (text, pair) in enumerate(pairs, 1)]
-    return predict_encoded(model, encode(model.tokenizer, rows, long=model.long))
+    with input_errors(mistake):
+        if "transformers" in config:
+            return TransformersEncoder(config["transformers"], dropout)
+        encoder_config = EncoderConfig(**config)
+        encoder_config.check()
+    return Encoder(encoder_config, dropout)
 
 
-def predict_encoded(model, data):
-    """As `predict`, for a Dataset."""
-    return decode(model.tasks, compute_logits(model, data))
+def load_encoder(name_or_folder, dropout=0.1):
+    """The encoder of a checkpoint on the Hugging Face Hub or in a folder, or of a finished run.
+
+    It is an Encoder, or a TransformersEncoder where transformers has to compute it. Raises
+    InputError unless every tensor of the checkpoint, but for its heads, has its place and shape.
+    """
+    if runs.is_run(name_or_folder):
+        former_encoder = load(name_or_folder, "cpu", trainable=True).encoder
+        encoder = make_encoder(asdict(former_encoder.config), dropout)
+        encoder.load_state_dict(former_encoder.state_dict())
+        digest = runs.file_sha256(Path(name_or_folder) / "model.safetensors")
+        encoder.source = f"the run {name_or_folder}, weights {digest[:12]}"
+        return encoder
+    checkpoint = huggingface.read_checkpoint(name_or_folder)
+    mistake = f"encoder {str(name_or_folder)!r} cannot be loaded"
+    encoder = make_encoder(checkpoint.config, dropout, mistake)
+    huggingface.load_weights(encoder, checkpoint, name_or_folder)
+    if isinstance(encoder, TransformersEncoder):
+        with input_errors(f"encoder {str(name_or_folder)!r} is no encoder of texts"):
+            encoder.check()
+    encoder.source = checkpoint.source
+    return encoder
 
 
-def decode(tasks, logits):
-    """The predictions that logits, {task: (N, C)}, stand for: a list of {task: prediction}."""
-    by_task = [[decode_one(task, row) for row in logits[task.name]] for task in tasks]
-    return [dict(zip([task.name for task in tasks], row, strict=True)) for row in zip(*by_task, strict=True)]
+def load_tokenizer(name_or_folder, max_length, vocab_size, truncation="head"):
+    """The tokenizer of a checkpoint or a run: a tokenizers.Tokenizer that does not pad.
+
+    Raises InputError where its size is far from the encoder's `vocab_size`: transformers makes an
+    empty one, and says nothing, for a folder that has none.
+    """
+    with input_errors(f"the tokenizer of encoder {name_or_folder!r} cannot be loaded"):
+        if runs.is_run(name_or_folder):
+            tokenizer = Tokenizer.from_file(str(Path(name_or_folder) / "tokenizer.json"))
+        else:
+            tokenizer = huggingface.read_tokenizer(name_or_folder)
+        size = tokenizer.get_vocab_size()
+        if not vocab_size / 2 < size <= vocab_size:
+            raise ValueError(f"it has {size} tokens, and the encoder {vocab_size}")
+    huggingface.set_truncation(tokenizer, truncation, max_length)
+    return tokenizer
 
 
-def decode_one(task, logits):
-    if not task.labels:
-        return {"value": float(logits[0]) * task.std + task.mean}
-    p = (sigmoid if task.several else softmax)(logits / task.temperature).tolist()
-    probabilities = dict(zip(task.labels, p, strict=True))
-    if task.several:
-        labels = [label for label in task.labels if probabilities[label] >= task.threshold]
-        return {"labels": labels, "names": [task.names[str(x)] for x in labels], "probabilities": probabilities}
-    best = int(np.argmax(p))
-    label = task.labels[best]
-    return {"label": label, "name": task.names[str(label)], "probability": p[best], "probabilities": probabilities}
+def take_heads(model, folder):
+    """Let `model` start from those heads of the run in `folder` that fit its tasks -> their names.
+
+    None where the run pools otherwise.
+    """
+    former_model = load(folder, "cpu", trainable=True)
+    if former_model.pooling != model.pooling:
+        return None
+    model.pool.load_state_dict(former_model.pool.state_dict())
+    former_tasks = {task.name: task for task in former_model.tasks}
+    taken = []
+    for task in model.tasks:
+        if task.name not in former_tasks:
+            continue
+        head = model.heads[head_key(task)]
+        former_head = former_model.heads[head_key(task)]
+        if task.copy_head(head, former_tasks[task.name], former_head):
+            taken.append(task.name)
+    return taken
+
+
+def to_transformers(model, folder):
+    """Write the encoder and its tokenizer to a new folder, as AutoModel, AutoTokenizer read them.
+
+    The heads stay behind, and how texts are truncated and pooled; a BERT has no pooler. Raises
+    InputError.
+    """
+    check_trainable(model)
+    config = asdict(model.encoder.config)
+    state = model.encoder.state_dict()
+    huggingface.write_checkpoint(Path(folder), config, state, model.tokenizer, model.max_length)

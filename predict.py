@@ -4,300 +4,300 @@ python predict.py "great movie"
 python predict.py --input reviews.csv --output predictions.csv
 python predict.py --input labelled.csv --score
 
-This file holds the flags, and how predictions are written. It never knows how they are computed.
+This file holds the flags, and what happens in which order. How rows are read, how predictions are
+computed and how they are written stands elsewhere.
 """
 
-import csv
-import itertools
 import json
 import sys
-from collections import Counter
-from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
 import numpy as np
 from tqdm import tqdm
 
 import mtbert
-import report
-import runs
-from data import (
-    InputError,
-    check_text_column,
-    convert_labels,
-    format_flags,
-    format_of,
-    listed,
-    parse_row,
-    printable,
-    read_rows,
-    read_table,
-    unseen_labels,
-)
-from metrics import evaluate
+from support import cpu, processes, report, runs, writers
+from support.columns import check_text_column, convert_labels, parse_row, unseen_labels
+from support.errors import InputError, input_errors, listed
+from support.files import RawRow, format_flags, format_of, read_rows
+from support.script import Parser, note, run_script, warn
 
 WINDOW = 4096  # rows in memory at a time; they are sorted by length
+DTYPES = ("auto", "float32", "bfloat16", "int8")
+DTYPE_HELP = "auto: the fastest here (the default; with --score that of the run's own test)"
 
 
 def parse_args(argv):
-    parser = runs.Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(
+        description="Predict all tasks for texts, or score a model on labelled rows.",
+        allow_abbrev=False,
+    )
     flag = parser.add_argument
     flag("texts", nargs="*", metavar="TEXT", help="texts to predict")
-    flag("--model", metavar="FOLDER", help="a run folder (default: the newest finished one under runs/)")
-    flag("--input", metavar="FILE", help=".txt (a text a line), .csv, .tsv, .json, .jsonl, or - for texts on stdin")
-    flag("--output", metavar="FILE", help=".jsonl, .csv or .tsv, written as a whole or not at all")
+    flag("--model", metavar="FOLDER", help="a run (default: the newest finished one in runs/)")
+    flag("--input", metavar="FILE", help=".txt, .csv, .tsv, .json, .jsonl; -: a text a line, stdin")
+    flag("--output", metavar="FILE", help=".jsonl, .csv or .tsv, written whole or not at all")
     flag("--json", action="store_true", help="print JSON Lines in place of a table")
-    flag("--score", action="store_true", help="compare with the labels of --input, and print the metrics")
+    flag("--score", action="store_true", help="compare with --input's labels, and print metrics")
     flag("--strict", action="store_true", help="stop at a row that cannot be predicted")
     format_flags(flag)
-    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    flag("--dtype", choices=("auto", "float32", "bfloat16", "int8"), default="auto", help="auto: the fastest here")
+    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    flag("--dtype", choices=DTYPES, help=DTYPE_HELP)
     args = parser.parse_args(argv)
     if bool(args.texts) == bool(args.input):
         raise InputError("give texts, or --input FILE; see --help")
     if args.score and (args.json or not args.input or args.input == "-"):
         raise InputError("--score takes --input FILE with labels, and no --json")
-    if args.input == "-" and runs.launched().processes > 1:
+    if args.input == "-" and processes.launched().processes > 1:
         raise InputError("standard input cannot be shared out among processes; name a file")
     if args.output:
-        output, kinds = Path(args.output), (".json",) if args.score else (".jsonl", ".csv", ".tsv")
-        if output.is_dir() or not output.parent.is_dir():
-            raise InputError(f"--output {output} {'is a folder' if output.is_dir() else 'is in no folder that exists'}")
-        if output.suffix.lower() not in ("", *kinds):
-            raise InputError(f"--output {output}: known are {', '.join(kinds)}")
-        if args.input and output.exists() and Path(args.input).exists() and output.samefile(args.input):
-            raise InputError(f"--output {output} is the input, which would be lost; name another file")
-        if args.json and is_table(args.output):
-            raise InputError(f"--json writes JSON Lines, and --output {output} is none")
+        check_output(args)
     return args
 
 
+def check_output(args):
+    output = Path(args.output)
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder")
+    if not output.parent.is_dir():
+        raise InputError(f"--output {output} is in no folder that exists")
+    known = (".jsonl", ".csv", ".tsv")
+    if args.score:
+        known = (".json",)
+    if output.suffix.lower() not in ("", *known):
+        raise InputError(f"--output {output}: known are {', '.join(known)}")
+    both_exist = args.input and output.exists() and Path(args.input).exists()
+    if both_exist and output.samefile(args.input):
+        raise InputError(f"--output {output} is the input, which would be lost; name another file")
+    if args.json and writers.is_table(args.output):
+        raise InputError(f"--json writes JSON Lines, and --output {output} is none")
+
+
 def newest_run():
-    found = sorted(Path("runs").glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise InputError("no finished run under runs/; train one (python train.py), or name one (--model FOLDER)")
-    print(f"model: {found[-1].parent}", file=sys.stderr)
-    return found[-1].parent
+    finished = list(Path("runs").glob("*/metrics.json"))
+    if not finished:
+        raise InputError(
+            "no finished run under runs/; train one (python train.py), or name one (--model FOLDER)"
+        )
+    newest = max(finished, key=lambda path: path.stat().st_mtime)
+    print(f"model: {newest.parent}", file=sys.stderr)
+    return newest.parent
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# How predictions are written: a table for people, JSON Lines, or a table for programs
+def choose_dtype(args, folder, device):
+    """The name of the dtype to compute in.
+
+    Unless --dtype says otherwise, --score takes the one that the run was tested in, so that its
+    numbers can be compared with those of the run.
+    """
+    if args.dtype is not None:
+        return args.dtype
+    if not args.score:
+        return "auto"
+    tested_in = None
+    path = Path(folder) / "metrics.json"
+    if path.is_file():
+        with input_errors(f"{path} cannot be read"):
+            tested_in = json.loads(path.read_text("utf-8")).get("dtype")
+    if tested_in not in DTYPES:
+        return "auto"
+    try:
+        cpu.pick_dtype(tested_in, device, predict=True)
+    except InputError:
+        dtype = cpu.pick_dtype("auto", device, predict=True)
+        taken = str(dtype).removeprefix("torch.")
+        note(f"the run was tested in {tested_in}, which cannot be had here; {taken} is taken")
+        return "auto"
+    return tested_in
 
 
-@contextmanager
-def opened(path):
-    """A file to write to: `path` as a whole or not at all, by one process at a time; standard output for None."""
-    if not path or runs.processes()[0] > 0:  # beyond rank 0 it goes nowhere
-        yield sys.stdout
-    elif (output := Path(path)).is_file() or not output.exists():
-        output = output.resolve()  # a link stays one
-        with runs.locked(f"{output}.lock", output), runs.replacing(output) as beside, \
-                open(beside, "w", encoding="utf-8", newline="") as file:  # fmt: skip
-            yield file
-    else:  # a pipe or a device, which cannot be replaced
-        with open(output, "w", encoding="utf-8", newline="") as file:
-            yield file
+# --------------------------------------------------------------------------------------------------
+# Rows in windows
 
 
-def is_table(path):
-    return path is not None and path.lower().endswith((".csv", ".tsv"))
+class Window(NamedTuple):
+    """Rows that are in memory together."""
+
+    raw_rows: list  # RawRow
+    errors: list  # for each of them why it cannot be predicted, in words, or None
+    rows: list  # Row of those that can
+    data: mtbert.Dataset  # of `rows`
 
 
-def bars_writer(model, args, _):
-    def write(row, _, predictions, error):
-        report.print_bars(model.tasks, *row.values(), predictions)
+def read_windows(model, raw_rows, format, args):
+    """Yield the rows as Windows, with their labels for --score.
 
-    return write
-
-
-def table_writer(model, args, _):
-    tasks, column = model.tasks, form_of(model, args).text_column
-    names = [[report.describe_class(*item) for item in task.names.items()] for task in tasks]
-    cells = [[f"{x}? 0.00" + ", " * task.several for x in some] for task, some in zip(tasks, names, strict=True)]
-    widths = [max(map(len, [t.name, *some])) * (1 + t.several) for t, some in zip(tasks, cells, strict=True)]
-    left = max(24, report.terminal_width() - sum(widths) - 2 * len(tasks))
-
-    def print_row(text, cells):
-        print("  ".join([f"{report.shorten(text, left):{left}}", *cells]).rstrip())
-
-    def write(row, _, predictions, error):
-        text = str(row.get(column, "")) if isinstance(row, dict) else ""
-        shown = [printable(report.describe(p)) for p in predictions.values()] if predictions else [error]
-        print_row(text, [f"{cell:{width}}" for cell, width in zip(shown, widths, strict=False)])
-
-    print_row("text", [f"{printable(task.name):{width}}" for task, width in zip(tasks, widths, strict=True)])
-    return write
-
-
-def json_writer(model, args, out):
-    def check(columns):
-        if taken := {"predictions", "error"} & set(columns):
-            raise InputError(f"{args.input} has {min(taken)!r} already, which would be lost; rename it")
-
-    def write(row, cells, predictions, error):
-        row = row if isinstance(row, dict) else {"row": cells or row}  # what cannot be read is kept as it is
-        print(json.dumps(row | {"predictions": predictions} | ({"error": error} if error else {})), file=out)
-
-    if is_table(args.input):
-        check(read_table(args.input, args.text_encoding)[0])
-    elif args.input and args.input != "-":
-        for _, _, row, _ in read_rows(args.input, form_of(model, args)):
-            check(row if isinstance(row, dict) else ())
-    return write
-
-
-def csv_writer(model, args, out):
-    """The input's columns, then TASK and TASK_probability for each task, and `error`; written as the input is.
-    Several labels of a text are joined as the columns were that the model learned from, else by "|"."""
-    tasks, form, joined = model.tasks, form_of(model, args), {}
-    header, separator, mark = [form.text_column], ",", ""
-    if is_table(args.input):
-        header, separator, _ = read_table(args.input, args.text_encoding)
-        with open(args.input, "rb") as file:
-            mark = "\ufeff" if file.read(3) == b"\xef\xbb\xbf" else ""
-    elif args.input and args.input != "-" and not args.input.lower().endswith(".txt"):  # its rows have other keys
-        raise InputError(f"--output {args.output} takes a .csv, .tsv or .txt as input; for {args.input}, name a .jsonl")
-    tsv = args.output.lower().endswith(".tsv")
-    separator = "\t" if tsv else "," if separator == "\t" else separator
-    names, added = [name.strip() for name in header], []
-    for task in tasks:
-        name = f"{task.name}_predicted" if task.name in names else task.name  # a labelled file keeps its labels
-        added += [name, f"{task.name}_probability"] if task.labels else [name]
-        by = joined[task.name] = form.multi_label.get(task.name, "|")
-        for label in map(str, task.labels) if task.several else ():
-            if by in label or label != label.strip():
-                what = f"the label {label!r} of {task.name!r} cannot be joined by {by!r} and told apart again"
-                raise InputError(f"--output {args.output}: {what}; name a .jsonl")
-    added.append("error")
-    if taken := [name for name, count in Counter([*set(names), *added]).items() if count > 1]:
-        raise InputError(f"--output {args.output} would have two columns {taken[0]!r}; rename one, or name a .jsonl")
-    writer = csv.writer(out, delimiter=separator, lineterminator="\n")
-    out.write(mark)
-    writer.writerow(header + added)
-
-    def write(row, cells, predictions, error):
-        values = []
-        for task in tasks:
-            p = predictions[task.name] if predictions else {"label": "", "probability": "", "value": ""}
-            if "labels" in p:
-                by = joined[task.name]  # alone where there is no label; an empty cell would be no answer
-                values.append(by.join(map(str, p["labels"])) or by)
-                values.append(by.join(str(p["probabilities"][label]) for label in p["labels"]))
-            else:
-                values += [p["label"], p["probability"]] if task.labels else [p["value"]]
-        if cells is None:
-            cells = [row[header[0]]]
-        elif len(cells) != len(header):
-            error += f"; the row is {separator.join(cells)}"
-            cells = (cells + [""] * len(header))[: len(header)]
-        writer.writerow(cells + values + [error or ""])
-
-    return write
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def read_windows(model, rows, args):
-    """Yield (window, errors, data, parsed) for WINDOW rows at a time: the rows as read; for each None, or why it cannot
-    be predicted; the others as a Dataset, and as Rows, with their labels for --score. With --strict InputError is
-    raised instead."""
-    form, strict = form_of(model, args), args.strict or not args.input
+    With --strict, and for texts on the command line, a row that cannot be predicted raises
+    InputError instead.
+    """
+    strict = args.strict or not args.input
     tasks = model.tasks if args.score else []
-    kinds = {task.name: task.kind for task in tasks}
-    for n in itertools.count():
-        window = list(islice(rows, WINDOW))
-        if n == 0:
-            check_text_column(args.input, [row for _, _, row, _ in window], form)
-        if not window:
+    columns = [task.column() for task in tasks]
+    for number in count():
+        chunk = list(islice(raw_rows, WINDOW))
+        if number == 0 and args.input:
+            check_text_column(args.input, chunk, format)
+        if not chunk:
             return
-        parsed, errors = {}, [None] * len(window)
-        for i, (where, _, row, cells) in enumerate(window):
+        errors = [None] * len(chunk)
+        parsed = {}  # place in the chunk -> Row
+        for i, raw in enumerate(chunk):
             try:
-                [parsed[i]] = convert_labels([parse_row(where, row, form, cells)], kinds)
+                parsed[i] = convert_labels([parse_row(raw, format)], columns)[0]
             except InputError as error:
                 if strict:
                     raise
-                errors[i] = str(error).removeprefix(f"{where}: ") if isinstance(row, dict) else str(error)
-        empty = None if strict else []
-        data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks, empty, model.long)
-        if empty:
-            places = list(parsed)
-            for i in empty:
-                errors[places[i]] = "no token is left of the text"
-                del parsed[places[i]]
-            data = mtbert.encode(model.tokenizer, list(parsed.values()), tasks, long=model.long)
-        yield window, errors, data, list(parsed.values())
+                errors[i] = without_place(raw, str(error))
+        data = encode(model, parsed, tasks, None if strict else errors)
+        yield Window(chunk, errors, list(parsed.values()), data)
 
 
-def form_of(model, args):
-    """How to read the rows: as the flags say, else as those were read that the model learned from."""
-    flags = model.record.get("flags")
-    return format_of(args, flags if isinstance(flags, dict) and args.input else None)
+def encode(model, parsed, tasks, errors):
+    """The Dataset of the Rows in `parsed`, {place: Row}.
+
+    A row without a token is taken out and noted in `errors`; without such a list it raises
+    InputError.
+    """
+    rows = list(parsed.values())
+    empty = None if errors is None else []
+    data = mtbert.encode(model.tokenizer, rows, tasks, model.max_length, empty)
+    if not empty:
+        return data
+    places = list(parsed)
+    for number in empty:
+        errors[places[number]] = "no token is left of the text"
+        del parsed[places[number]]
+    return mtbert.encode(model.tokenizer, list(parsed.values()), tasks, model.max_length)
 
 
-def score(model, rows, args):
-    """Print the metrics of the labelled rows, as training does, and write them to --output as JSON."""
-    logits, labels, columns, labelled, failures = [], [], {}, [], []
-    for window, errors, data, parsed in read_windows(model, rows, args):
-        logits.append(mtbert.compute_logits(model, data))
-        labels.append(data.labels)
-        columns |= dict.fromkeys(name for _, _, row, _ in window if isinstance(row, dict) for name in row)
-        labelled += [row._replace(text="") for row in parsed]
-        places = zip(window, errors, strict=True)
-        failures += [f"{where}: {error.removeprefix(f'{where}: ')}" for (where, *_), error in places if error]
-    names = [task.name for task in model.tasks]
-    logits, labels = (
-        {name: np.concatenate([part[name] for part in parts]) for name in names} for parts in (logits, labels)
-    )
-    metrics = evaluate(model.tasks, labels, logits)
+def without_place(raw, message):
+    """An error's words without "FILE, line N: ", where the row stands beside them anyway."""
+    if isinstance(raw.values, dict):
+        return message.removeprefix(f"{raw.where}: ")
+    return message
+
+
+# --------------------------------------------------------------------------------------------------
+# What is done with them
+
+
+def score(model, raw_rows, format, args):
+    """Print the metrics of the labelled rows, as training does, and write them to --output."""
+    logits = {task.name: [] for task in model.tasks}
+    labels = {task.name: [] for task in model.tasks}
+    rows = []
+    found = {}  # its keys are the columns of the input, in order
+    failures = []
+    for window in read_windows(model, raw_rows, format, args):
+        window_logits = mtbert.compute_logits(model, window.data)
+        for task in model.tasks:
+            logits[task.name].append(window_logits[task.name])
+            labels[task.name].append(window.data.labels[task.name])
+        rows += [row._replace(text="", text_pair=None) for row in window.rows]  # saves memory
+        for raw, error in zip(window.raw_rows, window.errors, strict=True):
+            if isinstance(raw.values, dict):
+                found.update(dict.fromkeys(raw.values))
+            if error is not None:
+                failures.append(f"{raw.where}: {error.removeprefix(f'{raw.where}: ')}")
+    for task in model.tasks:
+        logits[task.name] = np.concatenate(logits[task.name])
+        labels[task.name] = np.concatenate(labels[task.name])
+
+    metrics = mtbert.evaluate(model.tasks, labels, logits)
     if not metrics:
-        why = f"; the first of {len(failures)} rows left out: {failures[0]}" if failures else ""
-        raise InputError(f"{args.input}: no row has a label of {listed(names)}; its columns are {listed(columns)}{why}")
-    for sentence in [sentence for task in model.tasks for sentence in unseen_labels(task, "given", labelled)]:
-        runs.warn(sentence)
+        names = listed(task.name for task in model.tasks)
+        message = f"{args.input}: no row has a label of {names}; its columns are {listed(found)}"
+        if failures:
+            message += f"; {len(failures)} rows were left out, the first: {failures[0]}"
+        raise InputError(message)
+    for task in model.tasks:
+        for sentence in unseen_labels(task.column(), "given", rows):
+            warn(sentence)
     if failures:
-        runs.warn(f"{len(failures)} rows were left out; the first: {failures[0]}")
+        warn(f"{len(failures)} rows were left out; the first: {failures[0]}")
     report.print_metrics(model.tasks, metrics, Path(args.input).name)
-    if args.output and runs.processes()[0] == 0:
+    if args.output and processes.is_first():
         runs.write(args.output, metrics)
 
 
-def predict(model, rows, args):
-    as_json = args.json or (args.output and not is_table(args.output))
-    quiet = runs.processes()[0] > 0 or (sys.stdout.isatty() and not args.output) or None  # no bar in a table's midst
-    failed = cut = 0
-    with opened(args.output) as out, tqdm(unit=" rows", disable=quiet) as bar:
-        people = table_writer if args.input else bars_writer
-        write = (json_writer if as_json else csv_writer if args.output else people)(model, args, out)
-        for window, errors, data, _ in read_windows(model, rows, args):
-            predictions = iter(mtbert.predict_encoded(model, data))
-            for (_, _, row, cells), error in zip(window, errors, strict=True):
-                write(row, cells, None if error else next(predictions), error)
-            failed += sum(error is not None for error in errors)
-            cut += data.cut
-            bar.update(len(window))
-    if cut:
-        runs.note(f"{cut} texts are longer than the model's maximum and {mtbert.LONG[model.long]}")
-    if failed:
-        runs.note(f"{failed} rows could not be predicted; their lines say why, and --strict stops at the first")
+def predict(model, raw_rows, format, args):
+    """Write each row's predictions to --output, or print them."""
+    num_failed = 0
+    num_truncated = 0
+    with writers.opened(args.output) as file, tqdm(unit=" rows", disable=hide_bar(args)) as bar:
+        writer = make_writer(model, file, format, args)
+        for window in read_windows(model, raw_rows, format, args):
+            predictions = iter(mtbert.predict_encoded(model, window.data))
+            for raw, error in zip(window.raw_rows, window.errors, strict=True):
+                if error is None:
+                    writer.write(raw, next(predictions), None)
+                else:
+                    writer.write(raw, None, error)
+                    num_failed += 1
+            num_truncated += window.data.num_truncated
+            bar.update(len(window.raw_rows))
+        writer.finish()
+    if num_truncated:
+        what = f"{num_truncated} texts are longer than {model.max_length} tokens"
+        note(f"{what} and {mtbert.TRUNCATION[model.truncation]}")
+    if num_failed:
+        what = f"{num_failed} rows could not be predicted"
+        note(f"{what}; their lines say why, and --strict stops at the first")
+
+
+def hide_bar(args):
+    """Whether there is no progress bar; None: only where standard error is no terminal."""
+    into_table = sys.stdout.isatty() and not args.output  # it would stand amid the predictions
+    if into_table or not processes.is_first():
+        return True
+    return None
+
+
+def make_writer(model, file, format, args):
+    if args.json or (args.output and not writers.is_table(args.output)):
+        return writers.JsonLinesWriter(file, args.input, format)
+    if args.output:
+        return writers.TableWriter(file, args.output, model.tasks, args.input, format)
+    if args.input:
+        return writers.TextTableWriter(model.tasks, format.text_column)
+    return writers.BarsWriter(model.tasks, format.text_column)
+
+
+def find_format(model, args):
+    """How to read the rows: as the flags say, else as those that the model learned from."""
+    flags = model.metadata.get("flags")
+    if not args.input or not isinstance(flags, dict):
+        flags = None
+    return format_of(args, flags)
+
+
+def rows_of_texts(texts, format):
+    for number, text in enumerate(texts, 1):
+        yield RawRow(f"text {number}", None, {format.text_column: text}, None)
 
 
 def main(argv=None):
+    cpu.use_huge_pages()
     args = parse_args(sys.argv[1:] if argv is None else argv)
-    runs.join_processes(mtbert.pick_device(args.device))
-    folder = args.model or runs.from_rank_0(newest_run() if runs.processes()[0] == 0 else None)
-    model = mtbert.load(folder, args.device, args.dtype)
-    if args.dtype == "float32":
-        mtbert.pack(model)
-    form = form_of(model, args)
+    device = processes.join_processes(processes.pick_device(args.device))
+    folder = args.model
+    if folder is None:
+        found = newest_run() if processes.is_first() else None
+        folder = processes.from_rank_0(found)
+    model = mtbert.load(folder, device, choose_dtype(args, folder, device))
+    format = find_format(model, args)
+    raw_rows = rows_of_texts(args.texts, format)
     if args.input:
-        rows = read_rows(args.input, form)
+        raw_rows = read_rows(args.input, format)
+    if args.score:
+        score(model, raw_rows, format, args)
     else:
-        rows = ((f"text {i}", None, {form.text_column: text}, None) for i, text in enumerate(args.texts, 1))
-    (score if args.score else predict)(model, rows, args)
+        predict(model, raw_rows, format, args)
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -1,9 +1,10 @@
-"""Train one encoder with a head per task, test the best epoch, and keep it in a folder.
+"""Train one encoder with a head for each task, test its best epoch, and keep it in a folder.
 
 python train.py --variant shared
 python train.py --variant separate-lr --data reviews.csv --tasks sentiment topic --epochs 3
 
-This file holds the flags and the order of things. It never knows how anything is read, computed, kept or shown.
+This file holds the flags, and what happens in which order. How rows are read, how a model is
+trained and how a run is kept stands elsewhere.
 """
 
 import argparse
@@ -12,209 +13,383 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
+
 import torch
 
 import mtbert
-import report
-import runs
-from data import InputError, Notes, format_flags, format_of, read_data
-from metrics import calibrate, evaluate
+from support import cpu, huggingface, plots, processes, report, runs
+from support.columns import Notes, read_data
+from support.errors import InputError
+from support.files import format_flags, format_of
+from support.script import Parser, number, run_script, warn
 
 SAMPLE = Path(__file__).parent / "sample_data.json"
-
-
-def number(kind, low, high=sys.float_info.max):
-    """An argparse type: an int or a float from `low` to `high`."""
-
-    def parse(text):
-        if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
-        return kind(text)
-
-    parse.__name__ = kind.__name__  # argparse's messages name it
-    return parse
+VARIANT_HELP = """single: the first task alone, one learning rate
+shared: all tasks on one encoder, one learning rate (the default)
+separate-lr: as shared, and the heads learn at --head-lr"""
+KINDS_HELP = f"kinds of tasks: {', '.join(mtbert.KINDS)}\n(default: what the labels look like)"
+TRUNCATION_HELP = "what is kept of longer texts (default: %(default)s)"
+TASK_SAMPLING_HELP = "draw tasks by labels**A (default: %(default)s)"
+HEAD_LR_HELP = (
+    f"of the heads, in separate-lr (default: {mtbert.VARIANTS['separate-lr']['head_lr']})"
+)
+LAYER_DECAY_HELP = "a layer's rate / that of the one above, in separate-lr (default: 1)"
+DTYPE_HELP = "of training; auto: bfloat16 where it is faster"
+RENAMED = {
+    "--long": "--truncation",
+    "--clip": "--max-grad-norm",
+    "--accumulate": "--gradient-accumulation",
+}
+REMOVED = ("--conflict-every", "--freeze-embeddings", "--passes")
 
 
 def task_weight(text):
-    name, is_there, weight = text.rpartition("=")
-    if not is_there:
+    name, equals, weight = text.rpartition("=")
+    if not equals:
         raise argparse.ArgumentTypeError(f"{text} is not like NAME=W")
     return name, number(float, 0)(weight)
 
 
-VARIANT_HELP = """single: the first task alone, one learning rate
-shared: all tasks on one encoder, one learning rate (the default)
-separate-lr: as shared, and the heads learn at --head-lr"""
+def task_kind(text):
+    name, equals, kind = text.rpartition("=")
+    if not equals or kind not in mtbert.KINDS:
+        known = ", ".join(mtbert.KINDS)
+        raise argparse.ArgumentTypeError(f"{text} is not like NAME=KIND; kinds are {known}")
+    return name, kind
 
 
-def parse_args(argv):
-    """The flags; for a run to resume those of its config.json, and InputError where `argv` contradicts them."""
-    style, count, positive = argparse.RawTextHelpFormatter, number(int, 1), number(float, 0)
-    parser = runs.Parser(description=__doc__.splitlines()[0], formatter_class=style, allow_abbrev=False)
+def make_parser():
+    rate = number(float, 0)
+    parser = Parser(
+        description="Train one encoder with a head for each task, and test its best epoch.",
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
+    )
+    files = {"nargs": "+", "metavar": "FILE"}
+    names = {"nargs": "+", "metavar": "NAME"}
     flag = parser.add_argument_group("what is learned").add_argument
     flag("--variant", choices=mtbert.VARIANTS, default="shared", help=VARIANT_HELP)
-    flag("--data", nargs="+", default=[str(SAMPLE)], metavar="FILE", help=".json, .jsonl, .csv, .tsv (default: sample)")
-    flag("--val", nargs="+", default=[], metavar="FILE", help="validation rows (default: a tenth of the training rows)")
-    flag("--test", nargs="+", default=[], metavar="FILE", help="test rows (default: those in --data, if any)")
-    flag("--no-test", action="store_true", help="leave the test rows out, while you still choose settings")
-    flag("--tasks", nargs="+", metavar="NAME", help="columns to learn, in order (default: all that look like labels)")
-    flag("--regression", nargs="+", default=[], metavar="NAME", help="tasks that are numbers to predict, not classes")
+    flag(
+        "--data", **files, default=[str(SAMPLE)], help=".json, .jsonl, .csv, .tsv (default: sample)"
+    )
+    flag(
+        "--val", **files, default=[], help="validation rows (default: a tenth of the training rows)"
+    )
+    flag("--test", **files, default=[], help="test rows (default: those in --data, if any)")
+    flag("--no-test", action="store_true", help="leave out test rows while you choose settings")
+    flag("--tasks", **names, help="columns to learn, in order (default: all that look like labels)")
+    flag("--kinds", nargs="+", type=task_kind, default=[], metavar="NAME=KIND", help=KINDS_HELP)
+    flag("--regression", **names, default=[], help="the same as --kinds NAME=regression")
     format_flags(flag)
-    flag("--task-weights", nargs="+", type=task_weight, default=[], metavar="NAME=W", help="of the losses (default: 1)")
+    weights = {"nargs": "+", "type": task_weight, "default": [], "metavar": "NAME=W"}
+    flag("--task-weights", **weights, help="weights of the losses (default: 1)")
+
     flag = parser.add_argument_group("model").add_argument
-    flag("--encoder", default=mtbert.DEFAULT_ENCODER, help="a Hub name, a folder, or a run (default: %(default)s)")
-    flag("--pooling", choices=mtbert.POOLING, default="mean", help="of tokens to a text (default: %(default)s)")
-    flag("--max-length", type=number(int, 4), metavar="T", help="cut texts at T tokens (default: the encoder's limit)")
-    flag("--long", choices=mtbert.LONG, default="head", help="what is kept of a text that is cut (default: head)")
-    flag("--dropout", type=number(float, 0, 0.99), default=0.1, help="in encoder and heads (default: %(default)s)")
-    flag("--freeze-embeddings", action="store_true", help="leave the embeddings as they are: a twentieth faster")
+    encoder = huggingface.DEFAULT_ENCODER
+    flag("--encoder", default=encoder, help="a Hub name, a folder, or a run (default: %(default)s)")
+    flag(
+        "--pooling", choices=mtbert.POOLING, default="mean", help="of tokens (default: %(default)s)"
+    )
+    flag("--max-length", type=number(int, 4), metavar="T", help="tokens (default: encoder's limit)")
+    flag("--truncation", choices=mtbert.TRUNCATION, default="head", help=TRUNCATION_HELP)
+    flag("--dropout", type=number(float, 0, 0.99), default=0.1, help="(default: %(default)s)")
+
     flag = parser.add_argument_group("training").add_argument
-    flag("--epochs", type=count, metavar="N", help="(default: those that make about 250 steps, 3 to 20)")
-    flag("--passes", type=count, default=1, metavar="N", help="over the rows in an epoch (default: 1)")
-    flag("--patience", type=count, metavar="N", help="stop when N epochs brought nothing better on validation rows")
-    flag("--task-sampling", type=number(float, 0, 1), default=0.5, metavar="A", help="draw by labels**A (default: 0.5)")
-    flag("--class-weights", choices=("balanced",), help="balanced: rare classes count more, n / (classes * count)")
-    flag("--batch-size", type=count, default=32, metavar="N", help="rows in a step (default: %(default)s)")
-    flag("--accumulate", type=count, default=1, metavar="N", help="parts of a batch; they save memory (default: 1)")
-    flag("--lr", type=positive, default=1e-4, help="peak learning rate (default: %(default)s)")
-    flag("--head-lr", type=positive, help=f"of the heads, in separate-lr ({mtbert.VARIANTS['separate-lr']['head_lr']})")
-    flag("--layer-decay", type=number(float, 0.01, 1), help="a layer's rate / that of the one above, for separate-lr")
-    flag("--weight-decay", type=positive, default=0.01, help="but none of biases and layer norms (default: 0.01)")
-    flag("--warmup-ratio", type=number(float, 0, 1), default=0.1, help="share of steps to warm up (default: 0.1)")
-    flag("--clip", type=positive, default=1.0, help="longest norm of a gradient; 0: no limit (default: 1)")
-    flag("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of everything random (default: %(default)s)")
-    flag("--conflict-every", type=count, metavar="N", help="every N steps, log how the tasks' gradients agree")
+    share = number(float, 0, 1)
+    counts = {"type": number(int, 1), "metavar": "N"}
+    flag("--epochs", **counts, help="(default: as many as make about 250 steps, from 3 to 20)")
+    flag("--patience", **counts, help="stop when N epochs brought nothing better in validation")
+    flag("--task-sampling", type=share, default=0.5, metavar="A", help=TASK_SAMPLING_HELP)
+    flag(
+        "--class-weights", choices=("balanced",), help="balanced: n / (classes * rows of the class)"
+    )
+    flag("--batch-size", **counts, default=32, help="rows in a step (default: %(default)s)")
+    flag("--gradient-accumulation", **counts, default=1, help="parts of a batch, to save memory")
+    flag("--lr", type=rate, default=1e-4, help="peak learning rate (default: %(default)s)")
+    flag("--head-lr", type=rate, help=HEAD_LR_HELP)
+    flag("--layer-decay", type=number(float, 0.01, 1), help=LAYER_DECAY_HELP)
+    flag("--weight-decay", type=rate, default=0.01, help="of matrices (default: %(default)s)")
+    flag(
+        "--warmup-ratio", type=share, default=0.1, help="share of the steps (default: %(default)s)"
+    )
+    flag("--max-grad-norm", type=rate, default=1.0, help="0: no limit (default: %(default)s)")
+    flag("--seed", type=number(int, 0, 2**32 - 1), default=0, help="(default: %(default)s)")
+
     flag = parser.add_argument_group("machine").add_argument
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
-    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where it is faster")
+    flag("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help=DTYPE_HELP)
     flag("--compile", action="store_true", help="torch.compile the model")
+
     flag = parser.add_argument_group("the run's folder").add_argument
-    flag("--out", metavar="FOLDER", help="where the run is kept (default: a new folder under runs/)")
+    flag("--out", metavar="FOLDER", help="where the run is kept (default: a new folder in runs/)")
     flag("--overwrite", action="store_true", help="let --out be a folder in use")
     flag("--verbose", action="store_true", help="print a line for each class, too")
     flag("--resume", metavar="FOLDER", help="go on with the stopped run in FOLDER, with its flags")
-    flag("--save-every", type=count, metavar="N", help="steps between snapshots (default: one an epoch)")
-    args = parser.parse_args(argv)
-    args.argv = argv  # config.json keeps it
-    if args.resume is not None:
-        args.argv = runs.read_config(args.resume)["flags"]["argv"]
-        stored, args = parser.parse_args(args.argv), parser.parse_args(args.argv + argv, args)
-        for name, value in vars(stored).items():
-            if name not in ("resume", "verbose") and vars(args)[name] != value:
-                flag = f"--{name.replace('_', '-')}"
-                raise InputError(f"{flag} {vars(args)[name]} contradicts {flag} {value} of the run in {args.resume}")
+    flag("--save-every", **counts, help="steps between snapshots (default: one an epoch)")
+    return parser
 
+
+def parse_args(argv, repeats=1):
+    """The flags, or of a run to resume those it began with.
+
+    Raises InputError, also where `argv` contradicts the run. `repeats`: how often an epoch draws a
+    row that has every label; only benchmarks/compare.py needs it.
+    """
+    check_renamed(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    args.argv = argv
+    args.repeats = repeats
+    if args.resume is not None:
+        args = resumed_args(parser, args, argv)
     if args.out is not None and Path(args.out).resolve() == Path(args.encoder).resolve():
-        raise InputError(f"--out {args.out} is the run that --encoder starts from; name another folder")
-    variant = mtbert.VARIANTS[args.variant]
+        raise InputError(
+            f"--out {args.out} is the run that --encoder starts from; name another folder"
+        )
     args.task_weights = dict(args.task_weights)
+    args.kinds = dict(args.kinds)
+    args.kinds.update(dict.fromkeys(args.regression, "regression"))
+
+    variant = mtbert.VARIANTS[args.variant]
     if args.task_weights and not variant["all_tasks"]:
-        raise InputError(f"--task-weights is not used by --variant {args.variant}, which has one task")
+        raise InputError(
+            f"--task-weights is not used by --variant {args.variant}, which has one task"
+        )
     for value, name in ((args.head_lr, "--head-lr"), (args.layer_decay, "--layer-decay")):
         if value is not None and variant["head_lr"] is None:
             raise InputError(f"{name} is not used by --variant {args.variant}, but by separate-lr")
-    args.head_lr = variant["head_lr"] or args.lr if args.head_lr is None else args.head_lr
-    args.layer_decay = args.layer_decay or 1.0
+    if args.head_lr is None:
+        args.head_lr = variant["head_lr"] or args.lr
+    if args.layer_decay is None:
+        args.layer_decay = 1.0
     return args
 
 
-def prepare(args, device, then):
-    """Read the rows, load the encoder, and say what there is -> the model, its rows, the same as Datasets.
+def check_renamed(argv):
+    for word in argv:
+        name = word.split("=")[0]
+        if name in RENAMED:
+            raise InputError(f"{name} is called {RENAMED[name]} now")
+        if name in REMOVED:
+            raise InputError(f"{name} is no flag any more")
 
-    `then` is the config.json of a run to resume, whose data must be the same still, or None.
+
+def resumed_args(parser, args, argv):
+    """The flags that the run in args.resume began with. Raises InputError for other ones."""
+    flags = runs.read_config(args.resume)["flags"]
+    check_renamed(flags["argv"])
+    stored = parser.parse_args(flags["argv"])
+    together = parser.parse_args(flags["argv"] + argv)
+    for name, value in vars(stored).items():
+        given = getattr(together, name)
+        if name not in ("resume", "verbose") and given != value:
+            name = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{name} {given} contradicts {name} {value} of the run in {args.resume}"
+            )
+    together.argv = flags["argv"]
+    together.repeats = flags["repeats"]
+    return together
+
+
+def make_tasks(columns):
+    """The task of each column of labels (support/columns.py)."""
+    tasks = []
+    for column in columns:
+        kind = mtbert.KINDS[column.kind]
+        tasks.append(kind.from_column(column))
+    return tasks
+
+
+def read_rows(args, saved):
+    """Read the files that the flags name -> tasks, columns, rows of each split, notes, SHA-256s.
+
+    `saved` is the config.json of a run to resume, whose data must be the same still, or None.
     """
-    sha256 = {path: runs.file_sha256(path) for path in args.data + args.val + args.test}
-    for path in sha256 if then else ():
-        if sha256[path] != then["data_sha256"].get(path):
+    digests = {}
+    for path in args.data + args.val + args.test:
+        digests[path] = runs.file_sha256(path)
+        if saved and digests[path] != saved["data_sha256"].get(path):
             raise InputError(f"{path} has changed since the run in {args.resume} began")
-    all_tasks, notes = mtbert.VARIANTS[args.variant]["all_tasks"], Notes()
-    options = (args.tasks, all_tasks, args.seed, format_of(args), args.regression, notes)
-    tasks, rows = read_data(args.data, args.val, args.test, *options)
-    rows["test"] = [] if args.no_test else rows["test"]
-    if unknown := args.task_weights.keys() - {task.name for task in tasks}:
-        raise InputError(f"--task-weights: there is no task {min(unknown)!r}")
-    encoder = mtbert.Encoder.from_pretrained(args.encoder, args.dropout)
-    longest, max_length = encoder.config.max_length, args.max_length or encoder.config.max_length
+    notes = Notes()
+    columns, rows = read_data(
+        args.data,
+        args.val,
+        args.test,
+        names=args.tasks,
+        all_tasks=mtbert.VARIANTS[args.variant]["all_tasks"],
+        seed=args.seed,
+        format=format_of(args),
+        kinds=args.kinds,
+        notes=notes,
+    )
+    if args.no_test:
+        rows["test"] = []
+    names = [column.name for column in columns]
+    for name in args.task_weights:
+        if name not in names:
+            raise InputError(f"--task-weights: there is no task {name!r}")
+    return make_tasks(columns), columns, rows, notes, digests
+
+
+def prepare(args, device, saved):
+    """Read the rows, load the encoder, and say what there is -> model, rows, Datasets of them."""
+    tasks, columns, rows, notes, digests = read_rows(args, saved)
+    encoder = mtbert.load_encoder(args.encoder, args.dropout)
+    longest = encoder.config.max_length
+    max_length = args.max_length or longest
     if max_length > longest:
         raise InputError(f"--max-length {max_length}: the encoder takes at most {longest} tokens")
-    if args.freeze_embeddings:
-        mtbert.freeze_embeddings(encoder)
-    tokenizer = mtbert.load_tokenizer(args.encoder, max_length, encoder.config.vocab_size)
+    vocab_size = encoder.config.vocab_size
+    tokenizer = mtbert.load_tokenizer(args.encoder, max_length, vocab_size, args.truncation)
     report.print_encoder(args.encoder, encoder)
-    encoded = {split: mtbert.encode(tokenizer, part, tasks, long=args.long) for split, part in rows.items()}
-    mixture = mtbert.mixture(encoded["train"].labels, args.task_sampling, args.passes)
-    args.epochs = args.epochs or mtbert.default_epochs(mixture[0].sum(), args.batch_size)
-    report.print_data(tasks, rows, None if then else notes, mixture)
-    report.print_steps(args.epochs, round(mixture[0].sum()), args.batch_size)
-    report.print_texts(encoded, max_length, mtbert.LONG[args.long], args.encoder)
+
+    data = {}
+    for split, part in rows.items():
+        data[split] = mtbert.encode(tokenizer, part, tasks, max_length)
+    draws = mtbert.expected_draws(data["train"].labels, args.task_sampling, args.repeats)
+    rates = mtbert.label_rates(draws, data["train"].labels)
+    if args.epochs is None:
+        args.epochs = mtbert.default_epochs(draws.sum(), args.batch_size)
+    if saved:
+        notes = None  # they were said when the run began
+    report.print_data(tasks, columns, rows, notes, (draws, rates))
+    report.print_steps(args.epochs, round(draws.sum()), args.batch_size)
+    report.print_texts(data, max_length, mtbert.TRUNCATION[args.truncation], args.encoder)
+
     torch.manual_seed(args.seed)
     model = mtbert.MTBert(encoder, tasks, tokenizer, args.pooling, args.dropout).to(device)
-    model.long, model.compute_dtype = args.long, mtbert.pick_dtype(args.dtype, device)
-    report.print_heads(args.encoder, mtbert.take_heads(model, args.encoder))
+    model.truncation = args.truncation
+    model.max_length = max_length
+    model.compute_dtype = cpu.pick_dtype(args.dtype, device)
+    if runs.is_run(args.encoder):
+        report.print_heads(args.encoder, mtbert.take_heads(model, args.encoder))
     if args.compile:
         model.compile(dynamic=True)
-    versions = {p: version(p) for p in ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn")}
-    versions.update(processes=runs.processes()[1], threads=torch.get_num_threads(), dtype=str(model.compute_dtype))
-    model.record = {"flags": vars(args), "encoder_source": encoder.source, "versions": versions}
-    model.record |= {"data_sha256": sha256, "launcher": runs.launched().name}
-    return model, rows, encoded
+    model.metadata = {
+        "flags": vars(args),
+        "encoder_source": encoder.source,
+        "versions": describe_versions(model.compute_dtype),
+        "data_sha256": digests,
+        "launcher": processes.launched().name,
+    }
+    return model, rows, data
 
 
-def run(args, folder, model, rows, encoded):
-    """Train, keep the best epoch, and test it."""
-    first = runs.processes()[0] == 0
+def describe_versions(dtype):
+    """What equal runs must have in common to be equal to the bit."""
+    versions = {}
+    for package in ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn"):
+        versions[package] = version(package)
+    versions["processes"] = processes.count()
+    versions["threads"] = torch.get_num_threads()
+    versions["dtype"] = str(dtype)
+    return versions
+
+
+def train_and_test(args, folder, model, rows, data):
+    """Train, keep the best epoch, and test it -> what metrics.json says."""
     print(f"run: {folder}")
-    report.print_groups(mtbert.parameter_groups(model, args.lr, args.head_lr, args.layer_decay, args.weight_decay))
-    best, validation, seconds, count = mtbert.train(model, encoded, args, folder)
-    model.load_state_dict(best)
-    calibrate(model.tasks, encoded["validation"].labels, mtbert.compute_logits(model, encoded["validation"]))
-    if first:
+    groups = mtbert.parameter_groups(
+        model, args.lr, args.head_lr, args.layer_decay, args.weight_decay
+    )
+    report.print_groups(groups)
+    run = mtbert.train(model, data, args, folder)
+    model.load_state_dict(run.best)
+    mtbert.validate(model, data["validation"])  # fits temperatures and thresholds to these weights
+    if processes.is_first():
         mtbert.save(model, folder)
-    runs.from_rank_0(None)  # the others wait until it is saved
+    processes.from_rank_0(None)  # the others wait until it is saved
 
-    dtype, model, best = model.compute_dtype, None, None  # in the arithmetic that it learned in
-    model = mtbert.load(folder, args.device, dtype)  # what is tested is what was saved
-    logits = mtbert.compute_logits(model, encoded["test"])
-    test = evaluate(model.tasks, encoded["test"].labels, logits)
-    predictions = mtbert.decode(model.tasks, logits)
-    report.print_metrics(model.tasks, test, verbose=args.verbose)
-    shown = "test" if rows["test"] else "validation"
-    examples = predictions or mtbert.predict_encoded(model, encoded[shown])
-    report.print_examples(model.tasks, rows[shown][:8], examples[:8], shown)
-    result = {"validation": validation, "test": test, "train_seconds": seconds, "examples_per_second": count / seconds}
-    if first:
-        lines = []
-        for row, prediction in zip(rows["test"], predictions, strict=True):
-            gold = {task.name: row.labels.get(task.name) for task in model.tasks}
-            lines.append(json.dumps({"where": row.where, "labels": gold, "predictions": prediction}) + "\n")
-        runs.write(folder / "test_predictions.jsonl", "".join(lines).encode())
-        with runs.replacing(folder / "report.png") as beside:
-            report.draw(folder, beside, result)
+    # What is tested is what was saved, in the arithmetic that predict.py takes here.
+    tasks = model.tasks
+    model = mtbert.load(folder, args.device)
+    logits = mtbert.compute_logits(model, data["test"])
+    test = mtbert.evaluate(tasks, data["test"].labels, logits)
+    predictions = mtbert.predictions_of(tasks, logits)
+    report.print_metrics(tasks, test, "test", args.verbose)
+    if predictions:
+        report.print_examples(tasks, rows["test"][:8], predictions[:8], "test")
+    else:
+        examples = mtbert.predict_encoded(model, data["validation"])[:8]
+        report.print_examples(tasks, rows["validation"][:8], examples, "validation")
+
+    result = {
+        "validation": run.state["validation"],
+        "test": test,
+        "dtype": model.prediction_dtype,
+        "best_epoch": run.state["best_epoch"],
+        "train_seconds": run.seconds,
+        "examples_per_second": run.state["rows_trained"] / run.seconds,
+    }
+    if processes.is_first():
+        write_test_predictions(folder, tasks, rows["test"], predictions)
         runs.write(folder / "metrics.json", result)
+        draw(folder, result)
         runs.remove(folder, "snapshot*")
-    print(f"\ntrained in {seconds:.1f} s ({count / seconds:.0f} examples per second), saved in {folder}, "
-          f"picture: {folder / 'report.png'}")  # fmt: skip
+    print(
+        f"\ntrained in {run.seconds:.1f} s ({result['examples_per_second']:.0f} rows a second), "
+        f"tested in {result['dtype']}, saved in {folder}, picture: {folder / 'report.png'}"
+    )
+    return result
 
 
-def main(argv=None):
-    args = parse_args(sys.argv[1:] if argv is None else argv)
-    device = runs.join_processes(mtbert.pick_device(args.device))
-    with runs.open_run(args.out, args.resume, args.overwrite, args.variant, device) as (folder, then, finished):
+def write_test_predictions(folder, tasks, rows, predictions):
+    """A line of JSON for each test row: its place in the files, its labels, its predictions."""
+    lines = []
+    for row, prediction in zip(rows, predictions, strict=True):
+        labels = {task.name: row.labels.get(task.name) for task in tasks}
+        line = {"where": row.where, "labels": labels, "predictions": prediction}
+        lines.append(json.dumps(line) + "\n")
+    runs.write(folder / "test_predictions.jsonl", "".join(lines).encode())
+
+
+def draw(folder, result):
+    """Draw report.png. The run is finished without it: whatever goes wrong is one warning."""
+    try:
+        with runs.replacing(folder / "report.png") as path:
+            plots.draw(folder, path, result)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        warn(f"{folder / 'report.png'} could not be drawn: {reason}")
+
+
+def draw_if_missing(folder):
+    """A run may have been killed between its last record and its picture."""
+    if processes.is_first() and not (folder / "report.png").exists():
+        draw(folder, json.loads((folder / "metrics.json").read_text("utf-8")))
+
+
+def main(argv=None, repeats=1):
+    cpu.use_huge_pages()
+    args = parse_args(sys.argv[1:] if argv is None else argv, repeats)
+    device = processes.join_processes(processes.pick_device(args.device))
+    with runs.open_run(args.out, args.resume, args.overwrite, args.variant, device) as opened:
+        folder, saved, finished = opened
         if finished:
             print(f"the run in {folder} is finished")
+            draw_if_missing(folder)
             return
-        if then:  # torchrun's restart goes on with the flags that the run began with
+        if saved:  # torchrun's restart goes on with the flags that the run began with
             args = parse_args(["--resume", str(folder)])
-        model, rows, encoded = prepare(args, device, then)
-        if runs.processes()[0] == 0 and then:
-            if warning := runs.go_on(folder, then, mtbert.describe_model(model)):
-                runs.warn(warning)
-            model.record = {key: then[key] for key in model.record}
-        elif runs.processes()[0] == 0:
-            runs.begin(folder)
-            mtbert.save(model, folder, finished=False)
-        run(args, folder, model, rows, encoded)
+        model, rows, data = prepare(args, device, saved)
+        if processes.is_first():
+            begin_or_resume(folder, model, saved)
+        train_and_test(args, folder, model, rows, data)
+
+
+def begin_or_resume(folder, model, saved):
+    if saved is None:
+        runs.begin(folder)
+        mtbert.save(model, folder, finished=False)
+        return
+    difference = runs.check_resume(folder, saved, mtbert.describe_model(model))
+    if difference:
+        warn(difference)
+    for key in model.metadata:
+        model.metadata[key] = saved[key]
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)
