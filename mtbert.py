@@ -139,9 +139,9 @@ class Classification:
     def summary(self):
         return f"{len(self.labels)} classes"
 
-    def typical(self):
-        """What always predicting the most frequent class would get right in training."""
-        return f"{max(self.counts) / sum(self.counts):.3f}"
+    def typical(self, num_labelled):
+        """The share of the labelled training rows that have the most frequent class."""
+        return f"{max(self.counts) / num_labelled:.3f}"
 
     def describe_label(self, label):
         return self.label_names.get(str(label), str(label))
@@ -272,8 +272,8 @@ class MultiLabel:
     def summary(self):
         return f"{len(self.labels)} labels"
 
-    def typical(self):
-        return f"{max(self.counts) / sum(self.counts):.3f}"
+    def typical(self, num_labelled):
+        return f"{max(self.counts) / num_labelled:.3f}"
 
     def describe_label(self, label):
         names = [self.label_names.get(str(part), str(part)) for part in each(label)]
@@ -382,7 +382,7 @@ class Regression:
     def summary(self):
         return "a number"
 
-    def typical(self):
+    def typical(self, num_labelled):
         return f"{self.mean:.2f} ± {self.std:.2f}"
 
     def describe_label(self, label):
@@ -989,7 +989,8 @@ def train(model, data, args, folder):
                 scores[task.name] = task.selection_score(validation[task.name])
             score = sum(scores.values()) / len(scores)
             is_best = score > run.state["best_score"]
-            run.log({"epoch": epoch, "step": run.step, "validation": validation})
+            entry = {"epoch": epoch, "step": run.step}
+            run.log(entry | {"scores": scores, "validation": validation})
             report.print_epoch(epoch, args.epochs, epoch_losses(run), scores, is_best)
             if epoch == 1:
                 report.warn_constant(metrics.constant_tasks(validation))

@@ -113,7 +113,7 @@ def print_label_counts(tasks, rows, sampling):
     table = [header]
     for task in tasks:
         counts = [count_labelled(part, task) for part in rows.values()]
-        line = [task.name, *counts, task.typical()]
+        line = [task.name, *counts, task.typical(counts[0])]
         if sampling is not None:
             draws, rates = sampling
             rate = rates[task.name]

@@ -1,30 +1,59 @@
-"""Properties of data.py: files become rows, rows become tasks and splits. Mistakes are in test_scripts.py."""
+"""Properties of support/columns.py: which columns are learned, as what, and what is said of them.
 
-import csv
+The files of cases/ are such as people really have.
+"""
+
+import argparse
 import json
-import re
+import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import data
-from conftest import make_rows
-from data import InputError, Task
+from support import columns
+from support.columns import Column, Notes, Row, read_data
+from support.errors import InputError
+from support.files import format_flags, format_of
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Rows
+CASES = Path(__file__).parent / "cases"
 
 
-def texts_and_labels(tasks, splits):
-    return [task.name for task in tasks], [(row.text, row.text_pair, row.labels) for row in splits["train"]]
+def make_rows(*labels):
+    """A Row for each {column: label}."""
+    return [Row(f"row {i}", f"text {i}", None, row) for i, row in enumerate(labels)]
+
+
+def write(path, *lines):
+    Path(path).write_text("".join(line + "\n" for line in lines), "utf-8")
+    return str(path)
+
+
+def write_column(folder, cells):
+    lines = [f"film {i},{cell}" for i, cell in enumerate(cells)]
+    return [write(folder / "column.csv", "text,a", *lines)]
+
+
+def labels_of(found):
+    return {column.name: column.labels for column in found}
+
+
+# --------------------------------------------------------------------------------------------------
+# From files to columns
 
 
 def test_all_formats_give_the_same_rows(tmp_path):
     rows = [
-        {"text": 'say "yes",\nthen leave', "text_pair": "b", "mood": "good", "grade": 1, "stars": 0.5},
+        {
+            "text": 'say "yes",\nthen leave',
+            "text_pair": "b",
+            "mood": "good",
+            "grade": 1,
+            "stars": 0.5,
+        },
         {"text": "no\ttab", "mood": "bad", "grade": 2},
         {"text": "ünï ☃ 👍", "text_pair": "x", "grade": 1, "stars": 3.0},
         {"text": "plain", "mood": "bad", "stars": 2.25},
@@ -32,164 +61,245 @@ def test_all_formats_give_the_same_rows(tmp_path):
     ] * 4
     (tmp_path / "a.json").write_text(json.dumps(rows))
     (tmp_path / "b.json").write_text("\ufeff" + json.dumps({"train": rows}), "utf-8")
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows), "utf-8")
+    lines = [json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows]
+    (tmp_path / "a.jsonl").write_text("".join(lines), "utf-8")
     keys = ["mood", "text", "grade", "text_pair", "stars"]
-    for name, comma in (("a.csv", ","), ("a.tsv", "\t")):
-        cells = [keys, *([str(row.get(key, "")).replace('"', '""') for key in keys] for row in rows)]
-        lines = [comma.join(f'"{cell}"' for cell in line) for line in cells]
+    table = [keys]
+    for row in rows:
+        table.append([str(row.get(key, "")).replace('"', '""') for key in keys])
+    for name, separator in (("a.csv", ","), ("a.tsv", "\t")):
+        lines = [separator.join(f'"{cell}"' for cell in line) for line in table]
         (tmp_path / name).write_text("\r\n".join(lines), "utf-8-sig")
-    results = [
-        texts_and_labels(*data.read_data([str(tmp_path / name)], names=["mood", "grade", "stars"], seed=3))
-        for name in ("a.json", "b.json", "a.jsonl", "a.csv", "a.tsv")
-    ]
+    results = []
+    for name in ("a.json", "b.json", "a.jsonl", "a.csv", "a.tsv"):
+        path = str(tmp_path / name)
+        found, splits = read_data([path], names=["mood", "grade", "stars"], seed=3)
+        train = [(row.text, row.text_pair, row.labels) for row in splits["train"]]
+        results.append((found, train))
     assert all(result == results[0] for result in results)
     assert 16 <= len(results[0][1]) <= 18
 
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
-json_values = st.recursive(scalars, lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=4)
-cells = st.text(st.characters(exclude_categories=["Cs"]))
-texts = cells.filter(str.strip)
-good_row = st.fixed_dictionaries({"text": texts}, optional={"text_pair": texts, "a": cells, "b": st.integers()})
-keys = st.sampled_from(["text", "text_pair", "a", "b", "\ud800", ""])
-rows_of_anything = st.lists(good_row, max_size=8) | st.lists(
-    good_row | st.dictionaries(keys, json_values | st.text(min_size=1)) | json_values, max_size=8
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    content=st.binary(max_size=200),
+    kind=st.sampled_from(["json", "jsonl", "csv", "tsv", "txt"]),
 )
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(rows=rows_of_anything, kind=st.sampled_from(["json", "jsonl"]))
-def test_arbitrary_json_is_read_unchanged_or_refused(rows, kind, tmp_path_factory):
+def test_arbitrary_bytes_make_columns_or_the_documented_error(content, kind, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / f"any.{kind}"
-    path.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
+    header = b"text,a\n" if kind == "csv" else b""
+    path.write_bytes(header + content)
     try:
-        read = [data.parse_row(where, row) for where, _, row, _ in data.read_rows(path)]
-    except InputError as error:
-        assert str(path) in str(error) and "\n" not in str(error)
-        return
-    assert [row.text for row in read] == [row["text"] for row in rows]
-    assert [row.text_pair for row in read] == [row.get("text_pair") or None for row in rows]
-    for one, row in zip(read, rows, strict=True):
-        labels = {key: value for key, value in row.items() if not key.startswith("text") and value not in (None, "")}
-        assert one.labels == labels
-
-
-def read_cells(path):
-    """The cells of a table as read_rows gives them, where no word stands for a missing label."""
-    form = data.Format(missing=())
-    rows = [data.parse_row(where, row, form, cells) for where, _, row, cells in data.read_rows(path, form)]
-    return [(row.text, row.labels.get("a", "")) for row in rows]
-
-
-def stripped(rows):
-    return [(text, label.strip()) for text, label in rows]  # blanks around a label do not count
-
-
-dialects = {
-    "delimiter": st.sampled_from(",;\t|"),
-    "quoting": st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
-    "lineterminator": st.sampled_from(["\n", "\r\n", "\r"]),
-}
-
-
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
-@given(rows=st.lists(st.tuples(texts, cells), min_size=1, max_size=6), dialect=st.fixed_dictionaries(dialects))
-def test_cells_in_any_dialect_of_csv_come_back_the_same(rows, dialect, tmp_path_factory):
-    path = tmp_path_factory.getbasetemp() / "any.csv"
-    if dialect["lineterminator"] != "\r\n":  # csv quotes the line ends of its own dialect only
-        dialect["quoting"] = csv.QUOTE_ALL
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, **dialect).writerows([("text", "a"), *rows])
-    assert read_cells(path) == stripped(rows)
-
-
-def test_a_header_of_quoted_separators_and_one_column_is_read(tmp_path):
-    (tmp_path / "a.csv").write_text('"text";"a;b,c,d,e"\ngood;1\n')
-    (tmp_path / "b.csv").write_text("text\ngood\nbad\n")
-    assert [row for _, _, row, _ in data.read_rows(tmp_path / "a.csv")] == [{"text": "good", "a;b,c,d,e": "1"}]
-    assert [row for _, _, row, _ in data.read_rows(tmp_path / "b.csv")] == [{"text": "good"}, {"text": "bad"}]
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(rows=st.lists(st.tuples(texts, cells), min_size=1, max_size=6))
-def test_cells_of_a_tsv_come_back_the_same_from_a_csv_writer(rows, tmp_path_factory):
-    """But for a tab and a line end in one cell: there a line with as many cells as the header is a row."""
-    rows = [tuple(cell.replace("\t", "") if re.search("[\r\n]", cell) else cell for cell in row) for row in rows]
-    path = tmp_path_factory.getbasetemp() / "any.tsv"
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, delimiter="\t").writerows([("text", "a"), *rows])
-    try:
-        assert read_cells(path) == stripped(rows)
-    except InputError as error:
-        assert str(path) in str(error) and any(not text.strip() for text, _ in rows)  # a tab alone
-
-
-plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\r\n") | st.just('"'), min_size=1)
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(rows=st.lists(st.tuples(plain, plain), min_size=1, max_size=6))
-def test_a_quote_in_a_raw_tsv_is_a_character_and_swallows_nothing(rows, tmp_path_factory):
-    path = tmp_path_factory.getbasetemp() / "raw.tsv"
-    path.write_text("".join(f"{text}\t{label}\n" for text, label in [("text", "a"), *rows]), "utf-8", newline="")
-
-    def bare(cell):  # a cell that is quoted as a whole loses its quotes
-        return cell[1:-1].replace('""', '"') if data.QUOTED.fullmatch(cell) else cell
-
-    try:
-        assert read_cells(path) == stripped((bare(text), bare(label)) for text, label in rows)
-    except InputError as error:
-        assert str(path) in str(error) and any(not bare(text).strip() for text, _ in rows)
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
-def test_encodings_are_told_by_their_mark_or_named_with_the_byte_that_is_none(encoding, tmp_path):
-    path, form = tmp_path / "a.csv", data.Format(encoding=encoding)
-    path.write_bytes("text,a\ncafé,x\n".encode(encoding))
-    if encoding in ("utf-16-le", "cp1252"):
-        message = "not UTF-8 at byte 10" if encoding == "cp1252" else "like UTF-16 without a mark|not UTF-8 at byte"
-        with pytest.raises(InputError, match=f"({message}).*; --text-encoding names its encoding"):
-            list(data.read_rows(path))
-    else:
-        assert [row for _, _, row, _ in data.read_rows(path)] == [{"text": "café", "a": "x"}]
-    assert [row for _, _, row, _ in data.read_rows(path, form)] == [{"text": "café", "a": "x"}]
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(content=st.binary(max_size=200), kind=st.sampled_from(["json", "jsonl", "csv", "tsv", "txt"]))
-def test_arbitrary_bytes_make_data_or_the_documented_error(content, kind, tmp_path_factory):
-    path = tmp_path_factory.getbasetemp() / f"any.{kind}"
-    path.write_bytes(b"text,a\n" * (kind == "csv") + content)
-    try:
-        tasks, splits = data.read_data([str(path)])
-        assert tasks and splits["train"] and list(data.data_warnings(tasks, splits)) is not None
+        found, splits = read_data([str(path)])
     except InputError as error:
         assert "\n" not in str(error)
+        return
+    assert found and splits["train"]
+    list(columns.data_warnings(found, splits))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Tasks and splits
+def read(arguments):
+    """Read data as flags of train.py ask for it -> columns, splits, notes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", nargs="+")
+    for name in ("--val", "--test", "--regression"):
+        parser.add_argument(name, nargs="+", default=[])
+    parser.add_argument("--tasks", nargs="+")
+    format_flags(parser.add_argument)
+    args = parser.parse_args(arguments.split())
+    files = []
+    for names in (args.data, args.val, args.test):
+        files.append([str(CASES / name) for name in names])
+    kinds = dict.fromkeys(args.regression, "regression")
+    notes = Notes()
+    found, splits = read_data(*files, args.tasks, format=format_of(args), kinds=kinds, notes=notes)
+    notes.messages += columns.data_warnings(found, splits)
+    return found, splits, notes
 
 
-def test_kinds_of_tasks_follow_from_their_labels(tmp_path):
-    (tmp_path / "a.csv").write_text("text,i,f,s,m\na,1,1,x,1\nb,2,2.5,y,z\n" + "c,1,3,x,1\nd,2,2.5,y,z\n" * 6)
-    tasks, splits = data.read_data([str(tmp_path / "a.csv")])
-    kinds = {task.name: task.labels for task in tasks}
-    assert kinds == {"i": [1, 2], "f": None, "s": ["x", "y"], "m": ["1", "z"]}
-    targets = [row.labels["f"] for row in splits["train"]]
-    assert tasks[1].mean == pytest.approx(np.mean(targets), abs=0.1)
-    assert tasks[1].std == pytest.approx(np.std(targets), abs=0.1)
-    (tmp_path / "b.csv").write_text("text,s,t\n" + "a,01,+1\nb,1,-1\n" * 9)
-    assert [task.labels for task in data.read_data([str(tmp_path / "b.csv")])[0]] == [["01", "1"], ["+1", "-1"]]
-    (tmp_path / "c.csv").write_text("text,f\n" + "a,1e-1\nb,.5\nc,-2\n" * 9)
-    assert data.read_data([str(tmp_path / "c.csv")])[0][0].labels is None
-    (tmp_path / "a.json").write_text(json.dumps([{"text": "a", "n": n} for n in [1, 2, 2.5] * 9]))
-    assert data.read_data([str(tmp_path / "a.json")])[0][0].labels is None
+MOOD = {"sentiment": ["negative", "positive"]}
+TAGS = {"tags": ["acting", "negative", "positive", "sound", "story"]}
+TOPIC = {"topic": ["acting", "sound", "story"]}
+NAN_CLASSES = {
+    "sentiment": ["nan", "negative", "positive"],
+    "topic": ["NA", "acting", "sound", "story"],
+}
+JIGSAW = {name: [0, 1] for name in ("toxic", "insult", "threat")}
 
 
-def write_column(folder, cells):
-    (folder / "column.csv").write_text("text,a\n" + "".join(f"film {i},{cell}\n" for i, cell in enumerate(cells)))
-    return [str(folder / "column.csv")]
+@pytest.mark.parametrize(
+    ("arguments", "labels", "rows", "said"),
+    [
+        ("--data base.csv", MOOD | TOPIC, 60, []),
+        ("--data floatint.csv", MOOD | {"spam": [0, 1]}, 60, []),
+        ("--data raw_quotes.tsv", MOOD, 60, []),
+        ("--data raw_quotes_swallow.tsv", MOOD, 60, []),
+        (
+            "--data nanlabels.csv",
+            MOOD | TOPIC,
+            57,
+            ["15 cells of 'sentiment' hold 'nan', which counts", "12 cells of 'topic' hold 'NA'"],
+        ),
+        ("--data nanlabels.csv --missing", NAN_CLASSES, 60, []),
+        ("--data user_id.csv", MOOD, 60, ["'user_id': 'its name', 'day': 'dates'"]),
+        ("--data id.csv", MOOD, 60, ["'review_id': 'its name', 'date': 'its name'"]),
+        ("--data index.csv", MOOD, 60, ["'': 'no name'"]),
+        ("--data jigsaw_onehot.csv --tasks toxic insult threat", JIGSAW, 60, []),
+        ("--data jigsaw_onehot.csv", JIGSAW, 60, ["'id': 'its name'"]),
+        ("--data list_labels.json", TAGS, 60, []),
+        ("--data pipe_lists.csv --multi-label tags", TAGS, 60, []),
+        ("--data boolean.json", {"is_positive": ["False", "True"]}, 60, []),
+        ("--data semicolon.csv", MOOD | TOPIC, 60, []),
+        ("--data latin1.csv --text-encoding cp1252", MOOD, 60, []),
+        ("--data excel_blank_tail.csv", MOOD, 60, ["3 empty rows were left out"]),
+        (
+            "--data base.csv --test test_unseen.csv",
+            MOOD | TOPIC,
+            60,
+            [
+                "1 test labels of 'topic' are in no training row and count as wrong: 'costume'",
+                "no test row has a label of 'sentiment'",
+            ],
+        ),
+        (
+            "--data user_id.csv --tasks sentiment user_id --regression user_id",
+            MOOD | {"user_id": []},
+            60,
+            [],
+        ),
+    ],
+)
+def test_what_is_learned_and_said_of_files_as_people_have_them(arguments, labels, rows, said):
+    found, splits, notes = read(arguments)
+    assert labels_of(found) == labels
+    assert len(splits["train"]) + len(splits["validation"]) == rows
+    text = f"{notes.left_out} {notes.messages}"
+    assert all(words in text for words in said), text
+
+
+def test_a_column_of_joined_labels_is_never_taken_silently_for_classes():
+    found, _, notes = read("--data pipe_lists.csv")
+    assert found[0].kind == "classification" and len(found[0].labels) == 6
+    [message] = notes.messages
+    assert message.startswith("'tags' looks multi-label ('negative|acting'), but each combination")
+    assert message.endswith("; --multi-label 'tags=|' splits them")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--data base.csv --val test_misnamed.csv",
+            r"test_misnamed.csv: no validation row has a label of the tasks 'sentiment', 'topic'; "
+            r"its columns are 'text', 'Sentiment'; --tasks names the tasks",
+        ),
+        (
+            "--data base.csv --test test_misnamed.csv",
+            r"test_misnamed.csv: no test row has a label of the tasks",
+        ),
+        ("--data latin1.csv", r"latin1.csv: not UTF-8 at byte 50; --text-encoding"),
+        ("--data base.csv --multi-label topics", r"--multi-label: there is no task 'topics'"),
+        (
+            "--data base.csv --multi-label topic --regression topic",
+            r"--regression topic: it is multi-label",
+        ),
+        ("--data list_labels.json --regression tags", r"--regression tags: it is multi-label"),
+        (
+            "--data base.csv --tasks nothing",
+            r"no task 'nothing'; the rows have 'sentiment', 'topic'; --tasks picks",
+        ),
+        (
+            "--data base.csv --regression topic",
+            r"base.csv, line 2: 'topic' is 'sound' here, which is not a number; --missing",
+        ),
+        (
+            "--data base.csv --text-column topics",
+            r"no 'topics' among the columns 'text', 'sentiment', 'topic'; "
+            r"'text' holds sentences: --text-column text",
+        ),
+        (
+            "--data base.csv --pair-column nothing",
+            r"base.csv: no 'nothing' among the columns .*; --pair-column",
+        ),
+    ],
+)
+def test_what_is_refused_is_said_in_one_line(arguments, message):
+    with pytest.raises(InputError, match=message) as error:
+        read(arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "labels", "said"),
+    [
+        (
+            "comma.csv",
+            ["text;a", *["x;0,5", "z;1,0"] * 10],
+            {"a": ["0,5", "1,0"]},
+            "'a' has decimal commas",
+        ),
+        (
+            "some.csv",
+            ["text,a", *["x,a|b", "x,a", "z,b"] * 10],
+            {"a": ["a", "a|b", "b"]},
+            "'a' looks multi-label ('a|b')",
+        ),
+        (
+            "list.csv",
+            ["text,a,b", *["x,\"['u', 'v']\",0", "z,\"['u']\",1"] * 10],
+            {"b": [0, 1]},
+            "{'a': 'lists in brackets'}",
+        ),
+        ("bools.csv", ["text,a", *["x,True", "z,False"] * 10], {"a": ["False", "True"]}, ""),
+        (
+            "rows.ndjson",
+            ['{"text": "x", "a": 1}', '{"text": "y", "a": 2}'] * 10,
+            {"a": [1, 2]},
+            "",
+        ),
+        (
+            "two.csv",
+            ["text,a,b,b", *["x,0,u,v", "z,1,v,u"] * 10],
+            {"a": [0, 1]},
+            "{'b': 'two columns of this name'}",
+        ),
+    ],
+)
+def test_more_tables_as_people_have_them(name, lines, labels, said, tmp_path):
+    notes = Notes()
+    found, splits = read_data([write(tmp_path / name, *lines)], notes=notes)
+    assert labels_of(found) == labels
+    messages = [*notes.messages, *columns.data_warnings(found, splits)]
+    assert said in f"{notes.left_out} {messages}"
+
+
+# --------------------------------------------------------------------------------------------------
+# Kinds
+
+
+def test_kinds_of_columns_follow_from_their_labels(tmp_path):
+    lines = ["a,1,1,x,1", "b,2,2.5,y,z", *["c,1,3,x,1", "d,2,2.5,y,z"] * 6]
+    found, splits = read_data([write(tmp_path / "a.csv", "text,i,f,s,m", *lines)])
+    assert labels_of(found) == {"i": [1, 2], "f": [], "s": ["x", "y"], "m": ["1", "z"]}
+    kinds = ["classification", "regression", "classification", "classification"]
+    assert [column.kind for column in found] == kinds
+    assert [column.label_type for column in found] == [int, float, str, str]
+    numbers = [row.labels["f"] for row in splits["train"]]
+    assert found[1].mean == np.mean(numbers) and found[1].std == np.std(numbers)
+    for column in (found[0], *found[2:]):
+        counts = Counter(row.labels[column.name] for row in splits["train"])
+        assert column.counts == [counts[label] for label in column.labels]
+
+
+def test_signs_and_exponents_are_numbers_only_where_they_are_written_as_such(tmp_path):
+    found, _ = read_data([write(tmp_path / "b.csv", "text,s,t", *["a,01,+1", "b,1,-1"] * 9)])
+    assert labels_of(found) == {"s": ["01", "1"], "t": ["+1", "-1"]}
+    lines = ["a,1e-1", "b,.5", "c,-2"] * 9
+    [column], _ = read_data([write(tmp_path / "c.csv", "text,f", *lines)])
+    assert column.kind == "regression"
+    rows = [{"text": "a", "n": n} for n in [1, 2, 2.5] * 9]
+    [column], _ = read_data([write(tmp_path / "a.json", json.dumps(rows))])
+    assert column.kind == "regression"
 
 
 @pytest.mark.parametrize(
@@ -198,7 +308,7 @@ def write_column(folder, cells):
         (["1", "0", ""] * 9, [0, 1]),
         (["1.0", "0.0", ""] * 9, [0, 1]),
         (["1", "0.00", "nan"] * 9, [0, 1]),
-        (["1.0", "2.5"] * 9, None),
+        (["1.0", "2.5"] * 9, []),
         (["-1", "0", "1"] * 9, [-1, 0, 1]),
         (["007", "1"] * 9, ["007", "1"]),
         (["1e3", "2e3"] * 9, ["1e3", "2e3"]),
@@ -208,12 +318,64 @@ def write_column(folder, cells):
         (["none", "None", "some"] * 9, ["none", "some"]),
     ],
 )
-def test_whole_numbers_are_classes_however_written_and_fractions_are_numbers(cells, labels, tmp_path):
-    [task], _ = data.read_data(write_column(tmp_path, cells))
-    assert task.labels == labels
+def test_whole_numbers_are_classes_and_fractions_are_regression(cells, labels, tmp_path):
+    path = write_column(tmp_path, cells)
+    [column], _ = read_data(path)
+    assert column.labels == labels
     if labels == [0, 1]:
-        [task], splits = data.read_data(write_column(tmp_path, cells), regression=["a"])
-        assert task.labels is None and {type(row.labels["a"]) for row in splits["train"]} == {float}
+        [column], splits = read_data(path, kinds={"a": "regression"})
+        assert column.kind == "regression" and column.labels == []
+        assert {type(row.labels["a"]) for row in splits["train"]} == {float}
+
+
+def test_any_other_kind_that_the_user_names_reads_labels_as_classes(tmp_path):
+    path = write_column(tmp_path, ["3", "1.0", "2"] * 9)
+    [column], splits = read_data(path, kinds={"a": "ordinal"})
+    assert (column.kind, column.label_type, column.labels) == ("ordinal", int, [1, 2, 3])
+    assert {row.labels["a"] for row in splits["train"]} == {1, 2, 3}
+    path = write_column(tmp_path, ["1.5", "2.5", "x"] * 9)
+    [column], _ = read_data(path, kinds={"a": "classification"})
+    assert (column.kind, column.labels) == ("classification", ["1.5", "2.5", "x"])
+    path = write_column(tmp_path, [f"id {i}" for i in range(20)])
+    with pytest.raises(InputError, match="no column looks like a task"):
+        read_data(path)
+    with pytest.raises(InputError, match="can be held out"):  # it is learned where it is named
+        read_data(path, kinds={"a": "classification"})
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"b": "ordinal"}, "--kinds: there is no task 'b'"),
+        ({"b": "regression"}, "--regression: there is no task 'b'"),
+        ({"b": "multi_label"}, "--multi-label: there is no task 'b'"),
+        ({"tags": "ordinal"}, "--kinds tags=ordinal: it is multi-label"),
+        ({"a": "multi_label"}, "row 1: 'a' is 0 here; multi-label rows have lists"),
+    ],
+)
+def test_a_kind_that_does_not_fit_is_refused(kinds, message, tmp_path):
+    rows = [{"text": f"x {i}", "a": i % 2, "tags": ["u", "v"][: i % 3]} for i in range(30)]
+    with pytest.raises(InputError, match=message):
+        read_data([write(tmp_path / "a.json", json.dumps(rows))], kinds=kinds)
+
+
+def test_numbers_whose_mean_or_deviation_is_not_finite_are_refused(tmp_path):
+    path = write_column(tmp_path, ["1e308", "1.5e308", "0.5"] * 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        with pytest.raises(InputError, match="the numbers of 'a' span too much or too little"):
+            read_data(path)
+
+
+@pytest.mark.parametrize("label", [["x"], {"x": 1}, 10**400, "x", float("inf"), True])
+def test_what_is_not_a_number_is_refused_in_rows_of_other_files(label):
+    column = Column("a", "regression", float)
+    with pytest.raises(InputError, match=r"row 0: the label .* of 'a' is not a finite number"):
+        columns.convert_labels(make_rows({"a": label}), [column])
+
+
+# --------------------------------------------------------------------------------------------------
+# Which columns are learned
 
 
 @pytest.mark.parametrize(
@@ -227,7 +389,11 @@ def test_whole_numbers_are_classes_however_written_and_fractions_are_numbers(cel
         ("day", ["01.02.2024", "3/4/24"] * 10, "dates"),
         ("hash", [f"{i:04x}x" for i in range(20)], "different in most rows"),
         ("row", [str(i) for i in range(20)], "different in most rows"),
-        ("title", ["a story of two friends who meet", "the other side of the other hill"] * 10, "free text"),
+        (
+            "title",
+            ["a story of two friends who meet", "the other side of the other hill"] * 10,
+            "free text",
+        ),
         ("source", ["web"] * 20, "one value only"),
         ("kind", ["a", "b"] * 10, None),
         ("idea", ["a", "b"] * 10, None),
@@ -236,70 +402,117 @@ def test_whole_numbers_are_classes_however_written_and_fractions_are_numbers(cel
         ("stars", [f"{i}.5" for i in range(20)], None),
     ],
 )
-def test_which_columns_are_tasks(name, cells, reason, tmp_path):
-    lines = [f"film {i},{cell},{i % 2}\n" for i, cell in enumerate(cells)]
-    (tmp_path / "a.csv").write_text(f"text,{name},liked\n" + "".join(lines))
-    notes = data.Notes()
-    tasks, _ = data.read_data([str(tmp_path / "a.csv")], notes=notes)
-    assert notes.left_out == ({name: reason} if reason else {})
-    assert [task.name for task in tasks] == [name] * (reason is None) + ["liked"]
+def test_which_columns_are_learned(name, cells, reason, tmp_path):
+    lines = [f"film {i},{cell},{i % 2}" for i, cell in enumerate(cells)]
+    notes = Notes()
+    found, _ = read_data([write(tmp_path / "a.csv", f"text,{name},liked", *lines)], notes=notes)
+    names = [column.name for column in found]
+    if reason:
+        assert notes.left_out == {name: reason} and names == ["liked"]
+    else:
+        assert notes.left_out == {} and names == [name, "liked"]
 
 
-def test_many_classes_and_cells_of_several_labels_are_said(tmp_path):
-    tasks, splits = data.read_data(write_column(tmp_path, [str(i % 120) for i in range(300)]))
-    assert "'a' has 120 classes" in (said := " ".join(data.data_warnings(tasks, splits))) and "--regression a" in said
-    tasks, splits = data.read_data(write_column(tmp_path, ["x|y", "x", "x|y|z", "y|z", "z"] * 9))
-    assert any("'a' looks like several labels a text" in warning for warning in data.data_warnings(tasks, splits))
+def test_a_mistake_in_a_column_counts_only_where_it_is_learned(tmp_path):
+    lines = [f"film {i},{i % 2},{'1.5' if i else 'odd'}" for i in range(40)]
+    path = [write(tmp_path / "a.csv", "text,label,mixed", *lines)]
+    [column], _ = read_data(path, all_tasks=False)
+    assert column.labels == [0, 1]
+    with pytest.raises(InputError, match=r"a.csv, line 2: 'mixed' is 'odd' here, but 1.5 in .*3"):
+        read_data(path)
 
 
-def test_a_label_of_validation_or_test_rows_does_not_change_the_kind_of_a_task(tmp_path):
+def test_a_label_of_validation_or_test_rows_does_not_change_the_kind_of_a_column(tmp_path):
     train = write_column(tmp_path, ["1", "2"] * 10)
-    (tmp_path / "t.csv").write_text("text,a\none,2.0\nanother,?\n")
-    [task], splits = data.read_data(train, (), [str(tmp_path / "t.csv")])
-    assert task.labels == [1, 2] and [row.labels["a"] for row in splits["test"]] == [2, "?"]
+    test = write(tmp_path / "t.csv", "text,a", "one,2.0", "another,?")
+    [column], splits = read_data(train, (), [test])
+    assert column.labels == [1, 2] and [row.labels["a"] for row in splits["test"]] == [2, "?"]
 
 
-def test_files_that_label_different_tasks_train_together(tmp_path):
+# --------------------------------------------------------------------------------------------------
+# What is said
+
+
+def warnings_of(path):
+    return list(columns.data_warnings(*read_data(path)))
+
+
+def test_many_classes_and_cells_of_joined_labels_are_said(tmp_path):
+    [said] = warnings_of(write_column(tmp_path, [str(i % 120) for i in range(300)]))
+    assert said.startswith("'a' has 120 classes of 2.") and "--regression a makes it" in said
+    [said] = warnings_of(write_column(tmp_path, ["x|y", "x", "x|y|z", "y|z", "z"] * 9))
+    assert said.startswith("'a' looks multi-label")
+
+
+def test_spellings_contradictions_and_shared_rows_are_said(tmp_path):
+    lines = [f"film {i},{'good' if i % 2 else 'bad'},{i % 3}" for i in range(40)]
+    train = write(tmp_path / "a.csv", "text,mood,stars", *lines, "film 1,Good ,1", "film 2,bad,0")
+    val = write(tmp_path / "b.csv", "text,mood,stars", *lines[:5], "new,bad,0")
+    assert list(columns.data_warnings(*read_data([train], [val]))) == [
+        "'mood' has separate labels that differ only in case or blanks: 'Good', 'good'",
+        "1 texts have more than one label of 'mood'",
+        "1 texts have more than one label of 'stars'",
+        "5 validation rows are also train rows",
+    ]
+
+
+def test_association_is_one_for_labels_that_give_each_other_away_and_near_zero_by_chance():
+    rng = np.random.default_rng(0)
+    rows = [{"a": 1}, {"d": "alone"}]
+    for a in rng.integers(3, size=3000).tolist():
+        rows.append({"a": a, "b": "xyz"[a], "c": int(rng.integers(4))})
+    found = [Column(name, "classification", int) for name in "abcd"]
+    found += [Column("n", "regression", float), Column("t", "multi_label", str)]
+    values = {}
+    for v, one, other in columns.associations(found, make_rows(*rows)):
+        values[one, other] = v
+    assert set(values) == {("a", "b"), ("a", "c"), ("b", "c")}
+    assert values["a", "b"] == pytest.approx(1) and values["a", "c"] < 0.05
+
+
+# --------------------------------------------------------------------------------------------------
+# Splits
+
+
+def test_files_that_label_different_columns_train_together(tmp_path):
     contents = {
         "a.jsonl": [{"text": f"a {i}", "a": i % 3} for i in range(60)],
         "b.jsonl": [{"text": f"b {i}", "b": "xy"[i % 2]} for i in range(40)],
         "v.jsonl": [{"text": f"v {i}", "a": i % 3, "b": None} for i in range(9)],
     }
+    paths = []
     for name, rows in contents.items():
-        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
-    tasks, splits = data.read_data(files)
-    assert [task.name for task in tasks] == ["a", "b"]
-    assert Counter(tuple(row.labels) for row in splits["validation"]) == {("a",): 6, ("b",): 4}
-    tasks, splits = data.read_data(files, [str(tmp_path / "v.jsonl")], names=["b", "a"])
-    assert [task.name for task in tasks] == ["b", "a"]
-    assert Counter(tuple(row.labels) for row in splits["validation"]) == {("a",): 9, ("b",): 4}  # only b had none
-    tasks, splits = data.read_data(files, all_tasks=False)
-    assert [task.name for task in tasks] == ["a"] and len(splits["train"]) == 54
+        paths.append(write(tmp_path / name, *map(json.dumps, rows)))
+
+    def counts(rows):
+        return Counter(tuple(row.labels) for row in rows)
+
+    found, splits = read_data(paths[:2])
+    assert [column.name for column in found] == ["a", "b"]
+    assert counts(splits["validation"]) == {("a",): 6, ("b",): 4}
+    found, splits = read_data(paths[:2], paths[2:], names=["b", "a"])
+    assert [column.name for column in found] == ["b", "a"]
+    assert counts(splits["validation"]) == {("a",): 9, ("b",): 4}  # only b had none
+    found, splits = read_data(paths[:2], all_tasks=False)
+    assert [column.name for column in found] == ["a"] and len(splits["train"]) == 54
 
 
 def test_held_out_rows_are_a_seeded_stratified_tenth_and_leave_every_class_in_training():
-    rows = make_rows(*({"a": "x" if i < 150 else "y", "b": i % 3} for i in range(300)), {"a": "x", "b": 7})
-    tasks = [Task("a", ["x", "y"]), Task("b", [0, 1, 2, 7])]
-    kept, held = data.hold_out(rows, tasks, seed=0)
-    assert Counter((row.labels["a"], row.labels["b"]) for row in held) == {(a, b): 5 for a in "xy" for b in range(3)}
+    labels = [{"a": "x" if i < 150 else "y", "b": i % 3} for i in range(300)]
+    rows = make_rows(*labels, {"a": "x", "b": 7})
+    found = [Column("a", "classification", str), Column("b", "classification", int)]
+    kept, held = columns.hold_out(rows, found, seed=0)
+    counts = Counter((row.labels["a"], row.labels["b"]) for row in held)
+    assert len(counts) == 6 and set(counts.values()) == {5}
     assert rows[-1] in kept and len(kept) + len(held) == len(rows)
-    assert data.hold_out(rows, tasks, seed=0)[1] == held != data.hold_out(rows, tasks, seed=1)[1]
+    assert columns.hold_out(rows, found, seed=0)[1] == held
+    assert columns.hold_out(rows, found, seed=1)[1] != held
 
 
-def test_every_task_gets_its_own_held_out_rows_by_the_seed(tmp_path):
-    rows = [{"text": f"{i}", "a": i % 2} for i in range(200)] + [{"text": f"b {i}", "b": i % 2} for i in range(20)]
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    held = [data.read_data([str(tmp_path / "a.json")], seed=seed)[1]["validation"] for seed in (0, 0, 1)]
+def test_every_column_gets_its_own_held_out_rows_by_the_seed(tmp_path):
+    rows = [{"text": f"{i}", "a": i % 2} for i in range(200)]
+    rows += [{"text": f"b {i}", "b": i % 2} for i in range(20)]
+    path = [write(tmp_path / "a.json", json.dumps(rows))]
+    held = [read_data(path, seed=seed)[1]["validation"] for seed in (0, 0, 1)]
     assert Counter(tuple(row.labels) for row in held[0]) == {("a",): 20, ("b",): 2}
     assert held[0] == held[1] != held[2]
-
-
-def test_association_is_one_for_labels_that_give_each_other_away_and_about_zero_for_independent_ones():
-    rng = np.random.default_rng(0)
-    labels = [(int(a), "xyz"[a], int(rng.integers(4))) for a in rng.integers(3, size=3000)]
-    rows = make_rows(*(dict(zip("abc", row, strict=True)) for row in labels), {"a": 1}, {"d": "alone"})
-    tasks = [Task(name, [0, 1]) for name in "abcd"] + [Task("n", None)]
-    found = {(one, other): v for v, one, other in data.associations(tasks, rows)}
-    assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
-    assert found["a", "b"] == pytest.approx(1) and found["a", "c"] < 0.05

@@ -1,71 +1,203 @@
-"""Properties of runs.py: what is stopped, killed, or short of disk loses nothing; several processes do what one does.
+"""Properties of support/runs.py: what is stopped, killed, damaged or short of disk loses nothing.
 
-And the rooms of this codebase: imports run one way, and do nothing else.
+And of the rooms of this codebase: imports run one way, and do nothing else.
 """
 
 import ast
-import contextlib
 import errno
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-import mtbert
-import runs
-from conftest import ROOT, train_tiny
-from data import InputError
+from support import runs
+from support.errors import InputError
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A run that is stopped ends as one that is not
+ROOT = Path(__file__).parents[1]
+EPOCHS = 2
+STEPS = 3  # in an epoch
+
+# --------------------------------------------------------------------------------------------------
+# A training of a single layer, and what may happen to it
+
+
+def nothing(run):
+    """What happens in an undisturbed training."""
+
+
+def train(folder, happens=nothing, save_every=None):
+    """Train a linear layer -> its Run. happens(run) is called in each step and each evaluation."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    with runs.Run(folder, parts, {"lowest": 9.0}, save_every) as run:
+        for epoch in range(run.epoch, EPOCHS + 1):
+            generator = torch.Generator().manual_seed(epoch)
+            batches = torch.randn(STEPS, 4, 3, generator=generator)
+            for batch in run.steps(batches, f"epoch {epoch}/{EPOCHS}"):
+                happens(run)
+                torch.manual_seed(run.step)
+                output = torch.nn.functional.dropout(model(batch))
+                loss = output.square().mean()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                run.log({"step": run.step, "loss": loss.item()})
+                run.show({"loss": f"{loss.item():.3f}"})
+            happens(run)
+            with torch.inference_mode():
+                validation = model(torch.ones(1, 3)).square().mean().item()
+            run.log({"epoch": epoch, "validation": validation})
+            if validation < run.state["lowest"]:
+                run.state["lowest"] = validation
+                run.best = {name: value.clone() for name, value in model.state_dict().items()}
+            run.end_epoch()
+    return run
 
 
 def equal(one, other):
-    """Whether two state dicts are equal to the bit."""
+    """Whether two dicts of tensors are equal to the bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def assert_same_end(run, other):
+    """Two trainings end with the same weights, best weights, state and log."""
+    assert equal(run.parts["model"].state_dict(), other.parts["model"].state_dict())
+    assert equal(run.best, other.best)
+    assert run.state == other.state
+    assert (run.epoch, run.step) == (other.epoch, other.step) == (EPOCHS + 1, EPOCHS * STEPS)
+    logs = [(each.folder / "log.jsonl").read_bytes() for each in (run, other)]
+    assert logs[0] == logs[1]
+
+
+def interrupt(run):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def stop_at(step):
+    def happens(run):
+        if run.step == step:
+            interrupt(run)
+
+    return happens
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_stopped_in_every_step_ends_with_the_weights_and_log_of_an_undisturbed_one(
-    tiny, tmp_path, monkeypatch, number
-):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    undisturbed, collate, stops = train_tiny(tiny, whole, "--lr", "1e-3"), mtbert.collate, []
-    monkeypatch.setattr(mtbert, "collate", lambda *a: (os.kill(os.getpid(), number), collate(*a))[1])
-    while True:
+def test_a_run_stopped_in_every_step_ends_as_an_undisturbed_one(tmp_path, number):
+    whole = train(tmp_path / "whole")
+    stops = []
+    disturbed = None
+    while disturbed is None:
         try:
-            disturbed = train_tiny(tiny, stopped, "--lr", "1e-3")
-            break
+            disturbed = train(tmp_path / "a", lambda run: os.kill(os.getpid(), number))
         except KeyboardInterrupt as stop:
-            status, how = stop.args
-            assert status == 128 + number and how.endswith(f"go on with: python train.py --resume {stopped}")
-            stops.append(int(re.search(r"after step (\d+)", how)[1]))
-    assert stops == [1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 12, 12]  # and in both evaluations
+            status, message = stop.args
+            assert status == 128 + number
+            assert message.endswith(f"go on with: python train.py --resume {tmp_path / 'a'}")
+            stops.append(int(re.search(r"after step (\d+)", message)[1]))
+    assert stops == [1, 2, 3, 3, 4, 5, 6, 6]  # also in both evaluations
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
-    assert equal(disturbed.weights, undisturbed.weights) and equal(disturbed.best, undisturbed.best)
-    assert (whole / "log.jsonl").read_bytes() == (stopped / "log.jsonl").read_bytes()
-    assert len(list(stopped.glob("*.pt"))) == 1
+    assert_same_end(disturbed, whole)
+    assert len(list((tmp_path / "a").glob("*.pt"))) == 1
 
 
-def test_a_second_signal_stops_at_once(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(mtbert, "collate", lambda *a: [os.kill(os.getpid(), signal.SIGINT) for _ in "12"])
+def test_a_second_signal_stops_at_once(tmp_path):
+    def twice(run):
+        interrupt(run)
+        interrupt(run)
+
     with pytest.raises(KeyboardInterrupt) as stop:
-        train_tiny(tiny, tmp_path / "a")
-    assert stop.value.args == (130, "interrupted") and not (tmp_path / "a/snapshot.json").exists()
+        train(tmp_path / "a", twice)
+    assert stop.value.args == (130, "interrupted")
+    assert not (tmp_path / "a/snapshot.json").exists()
 
 
-def test_a_write_that_fails_at_any_point_loses_nothing(tiny, tmp_path, monkeypatch):
-    best = train_tiny(tiny, tmp_path / "whole").best
-    writing = ((os, "fsync"), (os, "replace"), (torch, "save"), (Path, "write_bytes"), (Path, "unlink"))
-    failures, calls = 0, Counter()
+def test_an_ignored_signal_stays_ignored(tmp_path):
+    """As nohup and the shell's & set it."""
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        train(tmp_path / "a", interrupt)
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def test_a_killed_run_goes_on_from_its_last_snapshot(tmp_path):
+    """Steps that were logged after the snapshot are done and logged again."""
+
+    class Killed(Exception):
+        pass
+
+    def killed(run):
+        if run.step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(tmp_path / "a", killed, save_every=2)
+    assert (tmp_path / "a/snapshot-2-1.pt").exists()
+    with open(tmp_path / "a/log.jsonl", "a") as log:
+        log.write('{"step": 5, "lo')
+    steps = []
+    resumed = train(tmp_path / "a", lambda run: steps.append(run.step), save_every=2)
+    assert steps == [5, 6, 6]
+    assert_same_end(resumed, train(tmp_path / "whole"))
+
+
+def test_the_seconds_of_all_steps_are_counted(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "a", stop_at(2))
+    progress, _ = runs.load_snapshot(tmp_path / "a")
+    resumed = train(tmp_path / "a")
+    assert 0 < progress["seconds"] < resumed.seconds
+
+
+@pytest.mark.parametrize("name", ["snapshot.json", "snapshot-1-2.pt", "log.jsonl"])
+def test_a_damaged_snapshot_or_log_is_refused_in_one_line(tmp_path, name):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "a", stop_at(2))
+    path = tmp_path / "a" / name
+    content = path.read_bytes()
+    if name == "log.jsonl":
+        path.write_bytes(content[:-1])
+    else:
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + b"7" + content[middle + 1 :])
+    with pytest.raises(InputError) as error:
+        train(tmp_path / "a")
+    message = str(error.value)
+    assert "snapshot" in message and str(tmp_path / "a") in message and "\n" not in message
+    path.write_bytes(content)
+    train(tmp_path / "a")
+
+
+def test_a_snapshot_of_a_former_version_is_refused_in_one_line(tmp_path):
+    (tmp_path / "a").mkdir()
+    progress = {"epoch": 1, "batch": 2, "step": 2, "rows": 8, "losses": {}, "log": 0}
+    runs.save_snapshot(tmp_path / "a", progress, {"states": [], "best": {}})
+    with pytest.raises(InputError, match="its snapshot cannot be used"):
+        train(tmp_path / "a")
+
+
+def test_a_write_that_fails_at_any_point_loses_nothing(tmp_path, monkeypatch):
+    whole = train(tmp_path / "whole")
+    writing = [
+        (os, "fsync"),
+        (os, "replace"),
+        (torch, "save"),
+        (Path, "write_bytes"),
+        (Path, "unlink"),
+    ]
+    failures = 0
+    calls = Counter()
 
     def failing(function):
         def call(*arguments, **named):
@@ -76,190 +208,265 @@ def test_a_write_that_fails_at_any_point_loses_nothing(tiny, tmp_path, monkeypat
 
         return call
 
-    for _ in range(100):
+    while True:
+        folder = tmp_path / str(failures)
         calls.clear()
         with monkeypatch.context() as patch:
             for where, name in writing:
                 patch.setattr(where, name, failing(getattr(where, name)))
             try:
-                train_tiny(tiny, tmp_path / str(failures))
+                train(folder)
                 break
             except (InputError, OSError) as error:
                 assert "No space left" in str(error)
-        assert not list((tmp_path / str(failures)).glob("*.partial"))
-        assert equal(train_tiny(tiny, tmp_path / str(failures)).best, best), failures
-        logs = [(tmp_path / folder / "log.jsonl").read_bytes() for folder in ("whole", str(failures))]
-        assert logs[0] == logs[1], failures
+        assert not list(folder.glob("*.partial"))
+        assert_same_end(train(folder), whole)
         failures += 1
     assert failures >= 12  # two snapshots, of six calls each and more
 
 
-def run_files(folder):
-    """What must be equal in two runs: all but the times, and which torchrun began it."""
-    metrics, config = json.loads((folder / "metrics.json").read_text()), runs.read_record(folder / "config.json")
-    names = ("tokenizer.json", "model.safetensors", "log.jsonl")
-    contents = [(folder / name).read_bytes() for name in names]
-    return [metrics["validation"], metrics["test"], config | {"launcher": None}, *contents]
-
-
-def test_a_killed_run_resumes_to_the_same_files_and_guards_its_flags_and_data(script, tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("rows.csv").write_text("text,a\n" + "".join(f"film {i} {'so ' * (i % 9)},{'xy'[i % 2]}\n" for i in range(90)))
-    Path("test.csv").write_text("text,a\none,x\nanother,y\n")
-    flags = ["--data", "rows.csv", "--test", "test.csv", "--encoder", tiny, "--save-every", "2", "--batch-size", "4"]
-    assert script("train.py", *flags, "--out", "run")[0] == 0
-    whole = run_files(Path("run"))
-    Path("run").rename("whole")
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", *flags, "--out", "run"], stdout=subprocess.DEVNULL)
-    log = Path("run/log.jsonl")
-    while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") > 33):
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert not Path("run/metrics.json").exists() and Path("run/snapshot.json").exists()
-
-    def refused(message, *arguments):
-        status, _, err = script("train.py", *arguments)
-        assert status == 2 and message in err and err.count("\n") == 1, err
-
-    Path("run/run.lock").unlink(missing_ok=True)  # of a dead process, and no obstacle: it is seen below
-    before = {path: path.read_bytes() for path in Path("run").iterdir()}
-    refused("--out run is in use", *flags, "--out", "run")
-    refused("--lr 0.5 contradicts --lr 0.0001 of the run in run", "--resume", "run", "--lr", "0.5")
-    refused("--variant single contradicts --variant shared", "--resume", "run", "--variant", "single")
-    refused("nowhere: no run to resume", "--resume", "nowhere")
-    with runs.locked("run/run.lock", "run"):
-        refused("run: another process is writing there", "--resume", "run")
-    rows = Path("rows.csv").read_text()
-    Path("rows.csv").write_text(rows + "one more,x\n")
-    refused("rows.csv has changed since the run in run began", "--resume", "run")
-    Path("rows.csv").write_text(rows)
-    status, _, err = script("predict.py", "--model", "run", "great movie")
-    assert status == 2 and "its training is not finished; go on with: python train.py --resume run" in err
-    assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
-
-    for name in ("run.lock", "model.safetensors.partial", ".tmpAbC123"):
-        (Path("run") / name).write_text("left by a kill")
-    status, _, err = script("train.py", "--resume", "run", "--save-every", "2")
-    assert status == 0 and not err.strip()
-    assert run_files(Path("run")) == whole
-    assert {path.name for path in Path("run").iterdir()} == {path.name for path in Path("whole").iterdir()}
-    assert script("train.py", "--resume", "run") == (0, "the run in run is finished\n", "")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Several processes do what one does
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-
-GRADIENTS = """
-import sys, torch
+TWO_PROCESSES = """
+import os, signal, sys
 from pathlib import Path
-import arithmetic, conftest, runs
-gradients, clip = [], arithmetic.clip_gradients
-def record(optimizer, limit):
-    gradients.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
-    return clip(optimizer, limit)
-arithmetic.clip_gradients = record
-runs.join_processes(torch.device("cpu"))
-tiny, folder = map(Path, sys.argv[1:])
-conftest.train_tiny(tiny, folder, "--dropout", "0", "--batch-size", "3", "--lr", "0")
-torch.save(gradients, folder / f"gradients-{runs.processes()[0]}.pt")
+
+import torch
+
+import test_runs
+from support import processes, script
+
+
+def happens(run):
+    if run.step == 2 and processes.launched().restarts == 0 and processes.rank() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main():
+    processes.join_processes(torch.device("cpu"))
+    test_runs.train(Path(sys.argv[1]), happens)
+    print("finished")
+
+
+script.run_script(main)
 """
 
 
-def test_gradients_of_two_processes_equal_those_of_one(tiny, tmp_path):
-    """Labels of a task are often in one process's share only, and the last batch, of one row, leaves one without."""
-    (tmp_path / "gradients.py").write_text(GRADIENTS)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for command, name in (([sys.executable], "one"), (TORCHRUN, "two")):
-        command = [*command, tmp_path / "gradients.py", tiny, tmp_path / name]
-        subprocess.run(command, check=True, env=environment, capture_output=True)
-    names = ("one/gradients-0.pt", "two/gradients-0.pt", "two/gradients-1.pt")
-    one, zero, other = (torch.load(tmp_path / name) for name in names)
-    assert len(one) == 16
-    for step in range(16):
-        for expected, *found in zip(one[step], zero[step], other[step], strict=True):
-            for gradient in found:
-                torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-6)
-    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
-    for lines in zip(*logs, strict=True):
-        ours, theirs = map(json.loads, lines)
-        assert ours.get("loss") == pytest.approx(theirs.get("loss"), abs=1e-6)
-        assert ours.get("validation") == theirs.get("validation")
+def test_a_signal_to_one_process_stops_all_and_torchrun_restarts_them(tmp_path):
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--max-restarts=1", tmp_path / "two.py", tmp_path / "a"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "finished\n", done.stderr
+    assert done.stderr.count("stopped after step 2; go on with") == 1
+    train(tmp_path / "whole")
+    logs = [(tmp_path / name / "log.jsonl").read_bytes() for name in ("a", "whole")]
+    assert logs[0] == logs[1]
 
 
-def test_torchrun_restarts_a_killed_run_by_itself_and_predicts_as_one_process(script, tiny, tmp_path, monkeypatch):
+# --------------------------------------------------------------------------------------------------
+# Files, and the folder of a run
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):
+    path = tmp_path / "file"
+    runs.write(path, b"former")
+    path.chmod(0o640)
+    with pytest.raises(InputError, match="file: cannot be written: no"):
+
+        def fail(tensors, beside):
+            beside.write_bytes(b"half")
+            raise ValueError("no")
+
+        runs.write_tensors(path, fail, {})
+    assert path.read_bytes() == b"former"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_record_notices_damage(tmp_path):
+    path = tmp_path / "record.json"
+    runs.write_record(path, {"name": "tâche", "values": [1, 2.5, None]})
+    assert runs.read_record(path) == {"name": "tâche", "values": [1, 2.5, None]}
+    path.write_text(path.read_text().replace("2.5", "2.6"))
+    with pytest.raises(ValueError, match=r"record\.json is not as it was written"):
+        runs.read_record(path)
+
+
+def test_a_lock_keeps_others_out_and_leaves_nothing(tmp_path):
+    lock_file = tmp_path / "run.lock"
+    lock_file.write_text("left by a killed process")
+    refused = pytest.raises(InputError, match="run: another process is writing there")
+    with runs.locked(lock_file, "run"), refused:
+        runs.locked(lock_file, "run").__enter__()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No such file"):
+        runs.locked(tmp_path / "nowhere/run.lock", "run").__enter__()
+
+
+CONFIG = {
+    "flags": {"argv": ["--lr", "1e-3"]},
+    "launcher": None,
+    "fitted": None,
+    "weights_sha256": None,
+    "encoder": {"hidden_size": 8},
+    "tasks": [{"name": "mood"}],
+    "pooling": "mean",
+    "truncation": "head",
+    "max_length": 64,
+    "encoder_source": "tiny",
+    "tokenizer_sha256": "0",
+    "versions": {"torch": "2"},
+}
+
+
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch):
+    """The folder "run", in the current folder, of a run that has begun."""
     monkeypatch.chdir(tmp_path)
-    Path("rows.csv").write_text("text,a\n" + "".join(f"film {i} {'so ' * (i % 9)},{'xy'[i % 2]}\n" for i in range(90)))
-    flags = ["--data", "rows.csv", "--encoder", tiny, "--save-every", "2", "--batch-size", "4", "--out", "run"]
-    subprocess.run([*TORCHRUN, ROOT / "train.py", *flags], check=True, capture_output=True)
-    whole = run_files(Path("run"))
-    Path("run").rename("whole")
-    process = subprocess.Popen([*TORCHRUN, "--max-restarts=3", ROOT / "train.py", *flags], stdout=subprocess.PIPE)
-    log, killed = Path("run/log.jsonl"), 0
-    while process.poll() is None and not killed:
-        time.sleep(0.002)
-        if log.exists() and log.read_bytes().count(b"\n") > 9:
-            for path in Path("/proc").glob("[0-9]*"):
-                with contextlib.suppress(OSError):
-                    here = os.readlink(path / "cwd") == str(tmp_path)
-                    if here and b"RANK=1" in (path / "environ").read_bytes().split(b"\0"):
-                        os.kill(int(path.name), signal.SIGKILL)
-                        killed += 1
-    out = process.communicate(timeout=120)[0].decode()
-    assert killed == 1 and process.returncode == 0 and out.count("saved in run") == 1
-    assert run_files(Path("run")) == whole
-
-    command = ["--model", "run", "--input", "rows.csv", "--output"]
-    assert script("predict.py", *command, "one")[0] == 0
-    subprocess.run([*TORCHRUN, ROOT / "predict.py", *command, "two"], check=True, capture_output=True)
-    ours, theirs = ([json.loads(line) for line in Path(name).read_text().splitlines()] for name in ("one", "two"))
-    assert [row["text"] for row in ours] == [row["text"] for row in theirs]
-    for one, other in zip(ours, theirs, strict=True):
-        one, other = (row["predictions"]["a"]["probabilities"] for row in (one, other))
-        assert one == pytest.approx(other, abs=1e-6)
+    folder = Path("run")
+    folder.mkdir()
+    runs.write_record(folder / "config.json", CONFIG)
+    return folder
 
 
-def test_two_processes_do_not_write_one_output_and_a_full_disk_is_one_line(script, finished, tmp_path):
-    output = tmp_path / "out"
-    with runs.locked(f"{output}.lock", output):
-        status, _, err = script("predict.py", "--model", finished, "great movie", "--output", output)
-    assert status == 2 and err == f"predict.py: error: {output}: another process is writing there\n"
-    assert script("predict.py", "--model", finished, "great movie", "--output", output)[0] == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, ROOT / "predict.py", "--model", finished, "great movie"]
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (result.returncode, result.stderr) == (2, "predict.py: error: No space left on device\n")
+def opened(out=None, resume=None, overwrite=False):
+    return runs.open_run(out, resume, overwrite, "shared", torch.device("cpu"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def test_a_run_is_new_begun_or_finished(run_folder):
+    with opened() as found:
+        assert found == (Path("runs/shared-1"), None, False)
+        Path("runs/shared-1/config.json").touch()
+    with opened() as found:
+        assert found == (Path("runs/shared-2"), None, False)
+    with opened("a/b") as found:
+        assert found == (Path("a/b"), None, False)
+    with opened(resume="run") as found:
+        assert found == (run_folder, CONFIG, False)
+        assert runs.is_run(run_folder)
+    (run_folder / "snapshot.json").touch()
+    (run_folder / "metrics.json").touch()
+    with opened(resume="run") as found:
+        assert found == (run_folder, CONFIG, True)
+    assert sorted(path.name for path in run_folder.iterdir()) == ["config.json", "metrics.json"]
+
+
+def test_a_mistake_in_opening_a_run_is_one_line_and_leaves_no_trace(run_folder):
+    Path("file").touch()
+    before = sorted(Path().rglob("*"))
+    mistakes = [
+        ({"out": "run"}, "--out run is in use; .* or go on with --resume run"),
+        ({"out": "file"}, "file is a file; --out names a folder"),
+        ({"resume": "nowhere"}, "nowhere: no run to resume"),
+    ]
+    for arguments, message in mistakes:
+        with pytest.raises(InputError, match=message), opened(**arguments):
+            pass
+    with pytest.raises(InputError), opened("a/b/c"):
+        raise InputError("a mistake that is found later")
+    with opened("run", overwrite=True), pytest.raises(InputError, match="another process"):
+        opened(resume="run").__enter__()
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_what_a_run_leaves_that_is_killed_before_it_begins_is_no_obstacle(tmp_path):
+    for name in runs.BEFORE_BEGIN:
+        (tmp_path / name).touch()
+    with opened(tmp_path) as found:
+        assert found == (tmp_path, None, False)
+
+
+def test_begin_clears_what_a_former_run_left(run_folder):
+    for name in ("snapshot.json", "snapshot-1-2.pt", "x.partial", ".tmpAbC123", "mine.txt"):
+        (run_folder / name).touch()
+    runs.begin(run_folder)
+    assert [path.name for path in run_folder.iterdir()] == ["mine.txt"]
+
+
+def test_ctrl_c_says_how_to_resume_a_run_that_has_begun(run_folder):
+    cases = [
+        ({"resume": "run"}, "interrupted; go on with: python train.py --resume run"),
+        ({"out": "run", "overwrite": True}, "interrupted"),  # its record is of the former run
+        ({"out": "new"}, "interrupted"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(KeyboardInterrupt) as stop, opened(**arguments):
+            raise KeyboardInterrupt
+        assert stop.value.args == (130, message)
+
+
+@pytest.mark.parametrize(("name", "goes_on"), [("call 1", True), ("call 2", False)])
+def test_after_a_restart_torchrun_finds_the_run_that_it_began(
+    run_folder, monkeypatch, name, goes_on
+):
+    runs.write_record(run_folder / "config.json", CONFIG | {"launcher": "call 1"})
+    variables = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": 1, "TORCHELASTIC_RUN_ID": name}
+    variables |= {"TORCHELASTIC_RESTART_COUNT": 1, "TORCHELASTIC_MAX_RESTARTS": 3}
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, str(value))
+    with pytest.raises(InputError, match="--max-restarts takes --out FOLDER"), opened():
+        pass
+    if goes_on:
+        with opened("run") as (_, record, finished):
+            assert record["launcher"] == "call 1" and not finished
+    else:
+        with pytest.raises(InputError, match="--out run is in use"), opened("run"):
+            pass
+
+
+def test_a_run_goes_on_only_as_what_it_began_as():
+    fitted = {"temperature": 1.3}
+    assert runs.check_resume("run", CONFIG, CONFIG | {"fitted": fitted}) is None
+    versions = runs.check_resume("run", CONFIG, CONFIG | {"versions": {"torch": "3"}})
+    assert "the run began with {'torch': '2'}; now, with {'torch': '3'}" in versions
+    with pytest.raises(InputError, match=r"its max_length is not what it was .*: 32"):
+        runs.check_resume("run", CONFIG, CONFIG | {"max_length": 32})
+
+
+def test_a_run_of_a_former_version_or_with_damaged_flags_is_refused(run_folder):
+    former = dict(CONFIG)
+    del former["fitted"]
+    runs.write_record(run_folder / "config.json", former)
+    with pytest.raises(InputError, match="run: it was begun with a former version of mtbert"):
+        runs.read_config(run_folder)
+    runs.write_record(run_folder / "config.json", CONFIG | {"flags": {"argv": [1]}})
+    with pytest.raises(InputError, match="run: no run to resume: its flags are damaged"):
+        runs.read_config(run_folder)
+
+
+# --------------------------------------------------------------------------------------------------
 # The rooms of this codebase
 
-ROOMS = {  # and the others that each may import
-    "data": "",
-    "metrics": "",
-    "runs": "data",
-    "checkpoints": "data",
-    "arithmetic": "data",
-    "mtbert": "data metrics runs checkpoints arithmetic",
-    "report": "data metrics runs",
-    "predict": "data metrics runs mtbert report",
-    "train": "data metrics runs mtbert report",
-    "compare": "data metrics runs mtbert report train",
-}
+ROOMS = [  # each may import those above it, and no other of ours
+    "support.errors",
+    "support.processes",
+    "support.script",
+    "support.runs",
+    "support.files",
+    "support.columns",
+    "support.metrics",
+    "support.huggingface",
+    "support.cpu",
+    "support.former",
+    "support.writers",
+    "support.report",
+    "support.plots",
+    "mtbert",
+    "predict",
+    "train",
+]
 WATCH = """
 import os, sys
 folder, room = sys.argv[1:]
+ours = (folder, os.path.join(folder, "support"))
 noticed = []
 
 def notice(what):
     frame = sys._getframe(2)
-    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):  # what libraries do is their own
-        if os.path.dirname(frame.f_code.co_filename) == folder:
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        if os.path.dirname(frame.f_code.co_filename) in ours:
             return noticed.append(what)
-        frame = frame.f_back
+        frame = frame.f_back  # what libraries do is their own
 
 def reading(method):
     return lambda *arguments: (notice(f"read {arguments[1:]}"), method(*arguments))[1]
@@ -268,9 +475,9 @@ def audit(event, arguments):
     if event.startswith(("open", "os.", "subprocess.", "socket.")):
         notice(f"{event} {arguments}")
 
-os._Environ.__getitem__ = reading(os._Environ.__getitem__)  # which get, in, and os.getenv call as well
+os._Environ.__getitem__ = reading(os._Environ.__getitem__)  # get, in and os.getenv call it too
 os._Environ.__iter__ = reading(os._Environ.__iter__)
-sys.addaudithook(audit)  # of files, folders, processes, connections, and changes of the environment
+sys.addaudithook(audit)  # files, folders, processes, connections, changes of the environment
 sys.path.insert(0, folder)
 __import__(room)
 print(noticed)
@@ -278,13 +485,14 @@ print(noticed)
 
 
 def import_watched(folder, room):
-    """Import a room in a fresh interpreter -> all that is printed, and a list of what it did beside."""
+    """Import a room in a fresh interpreter -> all that is printed, and a list of what it did."""
     command = [sys.executable, "-c", WATCH, folder, room]
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run(command, text=True, **pipes).stdout
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_importing_a_room_reads_and_changes_no_variable_prints_nothing_and_touches_no_file(room):
+def test_importing_a_room_touches_no_variable_no_file_and_prints_nothing(room):
     assert import_watched(ROOT, room) == "[]\n"
 
 
@@ -306,10 +514,22 @@ def test_the_watch_on_imports_notices_each_effect(tmp_path, monkeypatch):
         assert noticed in import_watched(tmp_path, "room")
 
 
-def test_imports_run_one_way():
-    """Those within functions too: data and metrics import none of ours, runs, checkpoints and arithmetic only data."""
-    for room, others in ROOMS.items():
-        nodes = list(ast.walk(ast.parse((ROOT / f"{room}.py").read_text())))
-        names = {part.name for node in nodes if isinstance(node, ast.Import) for part in node.names}
-        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-        assert names & ROOMS.keys() <= set(others.split()), room
+def imported_rooms(room):
+    """The rooms that a room's file imports, also within its functions."""
+    package = room.rpartition(".")[0]
+    path = ROOT / f"{room.replace('.', '/')}.py"
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {part.name for part in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level == 1:
+                module = f"{package}.{module}".strip(".")
+            names |= {module} | {f"{module}.{part.name}" for part in node.names}
+    return names & set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_one_way(room):
+    assert imported_rooms(room) <= set(ROOMS[: ROOMS.index(room)])
