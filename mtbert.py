@@ -989,8 +989,7 @@ def train(model, data, args, folder):
                 scores[task.name] = task.selection_score(validation[task.name])
             score = sum(scores.values()) / len(scores)
             is_best = score > run.state["best_score"]
-            entry = {"epoch": epoch, "step": run.step}
-            run.log(entry | {"scores": scores, "validation": validation})
+            run.log({"epoch": epoch, "step": run.step, "scores": scores, "validation": validation})
             report.print_epoch(epoch, args.epochs, epoch_losses(run), scores, is_best)
             if epoch == 1:
                 report.warn_constant(metrics.constant_tasks(validation))
