@@ -1,257 +1,369 @@
-"""How time and memory grow: with the rows of prediction, training and encoding, and with the length of a text.
+"""How time and memory grow, with the rows of prediction and training and with the length of texts.
 
 python benchmarks/growth.py --data train.jsonl
 python benchmarks/growth.py --data train.jsonl --parts length --lengths 16 64
 
-Writes growth.json and growth.png to --out, where parts measured before stay. Takes the first task of the rows. Each
-count of rows cycles the same 1,000 of --data, picked at equal distances by length, so that all have the same lengths.
-What is measured by rows is a process of its own; everything computes on the processor. For Linux.
+Writes growth.json and growth.png to --out, where parts that were measured before stay. Takes the
+first task of the rows. Each number of rows repeats the same 1,000 rows, chosen at equal distances
+by length, so that all have the same lengths. What is measured by rows is a process of its own.
+Everything computes on the CPU. For Linux.
 """
 
 import copy
 import json
-import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections import defaultdict
 from contextlib import redirect_stdout
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from speed import HERE, Mean, alternate, load_mtbert, timed  # puts mtbert on the path
-from tokenizers import Tokenizer
+from checkouts import HERE
+from contenders import Start, TheirBert, write_rows
+from speed import alternate, timed
 
 import mtbert
-import runs
-from data import InputError, Row, parse_row, read_data, read_rows
+import train
+from support import cpu, runs
+from support.columns import Row, read_data
+from support.errors import InputError
+from support.script import Parser, run_script, say
 
-TOKENS, ROUNDS = 8192, 5  # tokens of a batch, at every length
-LAUNCHER = """import os, subprocess, sys, time
+TOKENS = 8192  # of a batch, at every length
+ROUNDS = 5
+# A small process starts what is measured: Linux counts the memory of whoever starts a program to
+# the program's peak.
+LAUNCHER = """
+import os, subprocess, sys, time
 start = time.perf_counter()
 _, status, usage = os.wait4(subprocess.Popen(sys.argv[1:]).pid, 0)
 print(time.perf_counter() - start, usage.ru_maxrss / 1024)
-sys.exit(status != 0)"""
+sys.exit(status != 0)
+"""
 
 
-def measure(*command):
-    """Run Python with `command` -> what it printed, seconds, peak memory in MiB.
+def run_python(*command):
+    """Run a command -> its seconds, and its peak memory in MiB."""
+    command = [sys.executable, *map(str, command)]
+    launcher = [sys.executable, "-c", LAUNCHER]
+    done = subprocess.run(launcher + command, text=True, capture_output=True)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["killed"]
+        raise InputError(f"{command[1]} failed: {lines[-1]}")
+    seconds, peak = done.stdout.split()[-2:]
+    return float(seconds), float(peak)
 
-    A small process starts it: Linux counts the memory of whoever starts a program to the program's peak.
-    """
-    command = [sys.executable, "-c", LAUNCHER, sys.executable, *map(str, command)]
-    done = subprocess.run(command, text=True, capture_output=True)
-    if done.returncode:
-        raise InputError(f"{command[4]} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
-    printed, _, figures = done.stdout.rstrip().rpartition("\n")
-    return printed, *map(float, figures.split())
 
-
-def write_rows(path, rows, count):
-    lines = [json.dumps({"text": row.text} | row.labels) + "\n" for row in rows]
-    with open(path, "w") as file:
-        file.writelines(islice(cycle(lines), count))
+def repeat_rows(path, rows, count, task):
+    """Write `count` rows, which repeat `rows`."""
+    write_rows(path, islice(cycle(rows), count), [task])
     return path
 
 
-def by_rows(part, run, most):
-    """Call run(count) -> seconds, peak MiB for powers of ten up to `most`, and print how far from linear they are."""
-    rows, measured = [10**k for k in range(3, 8) if 10**k < most] + [most], []
-    for count in rows:
-        runs.say(f"{part}, {count:,} rows")
-        measured.append([float(value) for value in run(count)])
-    seconds, peaks = zip(*measured, strict=True)
-    each, middle = np.array(seconds) / rows, (len(rows) - 1) // 2
-    print(f"\n{part:10}{'rows':>10}{'seconds':>10}{'ms a row':>10}{f'/ at {rows[middle]:,}':>14}{'peak MiB':>10}")
-    for line in zip(rows, seconds, 1000 * each, each / each[middle], peaks, strict=True):
-        print("{:20,}{:10.1f}{:10.3f}{:14.3f}{:10.0f}".format(*line), flush=True)
-    linear = [float(each[middle]) * count for count in rows]
-    return {"rows": rows, "seconds": seconds, "linear": linear, "peak_mib": peaks}
+# --------------------------------------------------------------------------------------------------
+# By the number of rows
 
 
-def predict(task, rows, folder, args):
-    """predict.py, without the seconds that it takes for one line; of few rows the medians of three."""
+def measure_by_rows(part, run, most):
+    """Call run(count) -> seconds, peak MiB for powers of ten up to `most` -> what growth.json says.
+
+    `linear` is what it would take if it took as long a row as in the middle.
+    """
+    counts = [10**k for k in range(3, 8) if 10**k < most]
+    counts.append(most)
+    seconds = []
+    peaks = []
+    for count in counts:
+        say(f"{part}, {count:,} rows")
+        spent, peak = run(count)
+        seconds.append(float(spent))
+        peaks.append(float(peak))
+    each = np.array(seconds) / counts
+    middle = (len(counts) - 1) // 2
+    print(f"\n{part:10}{'rows':>10}{'seconds':>10}{'ms a row':>10}", end="")
+    print(f"{f'/ at {counts[middle]:,}':>14}{'peak MiB':>10}")
+    for i, count in enumerate(counts):
+        print(f"{count:20,}{seconds[i]:10.1f}{1000 * each[i]:10.3f}", end="")
+        print(f"{each[i] / each[middle]:14.3f}{peaks[i]:10.0f}", flush=True)
+    linear = [float(each[middle]) * count for count in counts]
+    return {"rows": counts, "seconds": seconds, "linear": linear, "peak_mib": peaks}
+
+
+def measure_prediction(task, rows, folder, args):
+    """predict.py, without the seconds that it takes for one line; of few rows the medians of 3."""
 
     def run(count):
-        files = ("--input", write_rows(folder / "rows.jsonl", rows, count), "--output", folder / "out.jsonl")
-        command = (HERE / "predict.py", "--model", folder / "model", "--device", "cpu", *files)
-        return np.median([measure(*command)[1:] for _ in range(3 if count <= 10_000 else 1)], axis=0)
+        repeat_rows(folder / "rows.jsonl", rows, count, task)
+        command = [HERE / "predict.py", "--model", folder / "model", "--device", "cpu"]
+        command += ["--input", folder / "rows.jsonl", "--output", folder / "out.jsonl"]
+        repeats = 3 if count <= 10_000 else 1
+        return np.median([run_python(*command) for _ in range(repeats)], axis=0)
 
-    start = float(run(1)[0])
+    def run_without_start(count):
+        seconds, peak = run(count)
+        return seconds - start, peak
+
+    start, _ = run(1)
     print(f"\npredict.py: {start:.2f} s for one line, subtracted below")
-    return {"start": start} | by_rows("predict", lambda count: run(count) - (start, 0), args.max_predict)
+    result = measure_by_rows("predict", run_without_start, args.max_predict)
+    return {"start": float(start)} | result
 
 
-def train(task, rows, folder, args):
+def measure_training(task, rows, folder, args):
     """train.py, one epoch: its seconds in training steps, and the peak of the whole."""
 
     def run(count):
-        files = ("--data", write_rows(folder / "rows.jsonl", rows, count), "--val", folder / "val.jsonl")
-        flags = ("--variant", "single", "--epochs", 1, "--device", "cpu", "--out", folder / "run", "--overwrite")
-        *_, peak = measure(HERE / "train.py", *files, *flags, "--tasks", task.name)
-        return json.loads((folder / "run" / "metrics.json").read_text())["train_seconds"], peak
+        repeat_rows(folder / "rows.jsonl", rows, count, task)
+        command = [HERE / "train.py", "--variant", "single", "--tasks", task.name]
+        command += ["--data", folder / "rows.jsonl", "--val", folder / "val.jsonl"]
+        command += ["--epochs", 1, "--device", "cpu", "--out", folder / "run", "--overwrite"]
+        _, peak = run_python(*command)
+        metrics = json.loads((folder / "run" / "metrics.json").read_text("utf-8"))
+        return metrics["train_seconds"], peak
 
-    write_rows(folder / "val.jsonl", rows, 100)
-    return by_rows("train", run, args.max_train)
+    repeat_rows(folder / "val.jsonl", rows, 100, task)
+    return measure_by_rows("train", run, args.max_train)
 
 
-def length(task, rows, folder, args):
-    """Microseconds a token, of a batch without padding: prediction forward, training forward and backward.
+# --------------------------------------------------------------------------------------------------
+# By the length of a text
 
-    transformers' BertModel, with its default attention, takes a batch whole, mtbert in training in its usual parts. It
-    is in bfloat16 too where the processor computes in it; elsewhere that is only emulated, and many times slower.
+
+class Batches:
+    """Computes a batch without padding in mtbert and in transformers' BertModel.
+
+    transformers takes a batch whole, mtbert trains on it in its usual parts.
     """
-    ours, predictor = load_mtbert([task]), mtbert.load(folder / "model", "cpu")
-    theirs = Mean(mtbert.load(folder / "model", "cpu", "float32"))
-    tokenizer, result = predictor.tokenizer, defaultdict(list)
-    theirs.bert.set_attn_implementation("sdpa")
-    half = copy.deepcopy(theirs)
-    half.bert.bfloat16()
-    words = sorted({word for row in rows for word in row.text.split()})
-    words = [word for word in words if len(tokenizer.encode(word, add_special_tokens=False).ids) == 1]
 
-    def our_step():
-        mtbert.forward_backward(ours.train(), data, order, {task.name: 1.0}, 1)
-        ours.zero_grad()
+    def __init__(self, task, folder):
+        self.task = task
+        self.ours = Start().make_model(task)
+        groups = mtbert.parameter_groups(self.ours, 1e-4, 1e-4, 1.0, 0.0)
+        cpu.speed_up_training(self.ours, mtbert.AdamW(groups, fused=True))
+        self.ours.train()
+        self.predictor = mtbert.load(folder / "model", "cpu")
+        self.theirs = TheirBert(mtbert.load(folder / "model", "cpu", trainable=True))
+        self.theirs.bert.set_attn_implementation("sdpa")
+        self.theirs_bfloat16 = copy.deepcopy(self.theirs)
+        self.theirs_bfloat16.bert.bfloat16()
+        self.dtype = str(self.ours.compute_dtype).removeprefix("torch.")
 
-    def run_theirs(model, training, dtype):
-        batch = mtbert.collate(data, order, ours.encoder.config, "cpu")
-        labels = batch.pop("labels")[task.name]
-        autocast = torch.autocast("cpu", dtype, enabled=training and dtype != torch.float32)
-        with torch.inference_mode(not training), autocast:
-            logits = model.train(training)(**batch)
-        if training:
-            (mtbert.loss_sum(task, logits.float(), labels) / len(order)).backward()
-            model.zero_grad()
-        return logits
+    def encode(self, texts, rows):
+        labelled = []
+        for text, row in zip(texts, cycle(rows), strict=False):
+            labelled.append(row._replace(text=text))
+        self.data = mtbert.encode(self.predictor.tokenizer, labelled, [self.task])
+        self.order = np.arange(len(texts))
 
-    for T in args.lengths:
-        drawn, order = random.Random(T), np.arange(max(1, TOKENS // T))
-        texts = [" ".join(drawn.choices(words, k=T - tokenizer.num_special_tokens_to_add(False))) for _ in order]
-        labelled = [row._replace(text=text) for text, row in zip(texts, cycle(rows), strict=False)]
-        data = mtbert.encode(tokenizer, labelled, [task])
-        logits = mtbert.compute_logits(predictor, data)[task.name]
-        if set(data.lengths) != {T} or not np.allclose(logits, run_theirs(theirs, False, torch.float32), atol=0.1):
-            raise InputError(f"{T} tokens: the texts have another length, or transformers other logits")
-        dtype = str(ours.compute_dtype).removeprefix("torch.")
-        runs = {
-            f"predict, mtbert, {dtype}": timed(mtbert.compute_logits, predictor, data, len(order)),
-            "predict, transformers, float32": timed(run_theirs, theirs, False, torch.float32),
-            f"train, mtbert, {dtype}": timed(our_step),
-            "train, transformers, float32": timed(run_theirs, theirs, True, torch.float32),
+    def predict_ours(self):
+        logits = mtbert.compute_logits(self.predictor, self.data, len(self.order))
+        return logits[self.task.name]
+
+    def train_ours(self):
+        weights = {self.task.name: 1.0}
+        mtbert.forward_backward(self.ours, self.data, self.order, weights)
+        self.ours.zero_grad()
+
+    def batch(self):
+        batch = mtbert.collate(self.data, self.order, self.ours.encoder.config, "cpu")
+        labels = batch.pop("labels")[self.task.name]
+        return batch, labels
+
+    @torch.inference_mode()
+    def predict_theirs(self, model):
+        batch, _ = self.batch()
+        return model.eval()(**batch)
+
+    def train_theirs(self, dtype):
+        batch, labels = self.batch()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            logits = self.theirs.train()(**batch)
+        loss = self.task.loss(logits.float(), labels) / len(labels)
+        loss.backward()
+        self.theirs.zero_grad()
+
+    def check(self, num_tokens):
+        """Raise InputError unless the texts have this length, and both models the same logits."""
+        difference = np.abs(self.predict_ours() - self.predict_theirs(self.theirs).numpy()).max()
+        if set(self.data.lengths) != {num_tokens} or difference > 0.1:
+            raise InputError(f"{num_tokens} tokens: other lengths, or logits {difference} apart")
+
+    def functions(self):
+        """What is timed, by name. Without a CPU that computes in bfloat16 it is left out."""
+        functions = {
+            f"predict, mtbert, {self.predictor.prediction_dtype}": self.predict_ours,
+            "predict, transformers, float32": partial(self.predict_theirs, self.theirs),
+            f"train, mtbert, {self.dtype}": self.train_ours,
+            "train, transformers, float32": partial(self.train_theirs, torch.float32),
         }
-        if dtype == "bfloat16":
-            runs["predict, transformers, bfloat16"] = timed(run_theirs, half, False, torch.bfloat16)
-            runs["train, transformers, bfloat16"] = timed(run_theirs, theirs, True, torch.bfloat16)
-        runs.say(f"length, {T} tokens")
+        if self.dtype == "bfloat16":
+            functions |= {
+                "predict, transformers, bfloat16": partial(
+                    self.predict_theirs, self.theirs_bfloat16
+                ),
+                "train, transformers, bfloat16": partial(self.train_theirs, torch.bfloat16),
+            }
+        return functions
+
+
+def measure_length(task, rows, folder, args):
+    """Microseconds a token: prediction forward, training forward and backward."""
+    batches = Batches(task, folder)
+    start = Start()
+    tokenizer = batches.predictor.tokenizer
+    words = words_of_one_token(tokenizer, rows)
+    num_special = tokenizer.num_special_tokens_to_add(False)
+    result = {}
+    for length in args.lengths:
+        rng = random.Random(length)
+        texts = []
+        for _ in range(max(1, TOKENS // length)):
+            texts.append(" ".join(rng.choices(words, k=length - num_special)))
+        batches.encode(texts, rows)
+        batches.check(length)
+        say(f"length, {length} tokens")
+        functions = batches.functions()
+        timers = {name: timed(start, function) for name, function in functions.items()}
         with redirect_stdout(sys.stderr):
-            for name, seconds in alternate(runs, ROUNDS + 1).items():  # the first warms up
-                result[name].append([1e6 * s / data.lengths.sum() for s in seconds[1:]])
-    print(f"\n{'length: microseconds a token':40}" + "".join(f"{T:10}" for T in args.lengths))
+            seconds = alternate(timers, ROUNDS + 1)  # the first warms up
+        num_tokens = int(batches.data.lengths.sum())
+        for name, values in seconds.items():
+            each = [1e6 * value / num_tokens for value in values[1:]]
+            result.setdefault(name, []).append(each)
+    print(f"\n{'length: microseconds a token':40}", end="")
+    print("".join(f"{length:10}" for length in args.lengths))
     for name, values in result.items():
-        print(f"{name:40}" + "".join(f"{np.median(each):10.1f}" for each in values), flush=True)
+        medians = [f"{np.median(each):10.1f}" for each in values]
+        print(f"{name:40}" + "".join(medians), flush=True)
     return {"lengths": args.lengths, "microseconds": result}
 
 
-def encode(task, rows, folder, args):
-    """mtbert.encode: the memory that it adds, at its peak, to that of the rows, and what is left in the Dataset."""
-    files = str(write_rows(folder / "rows.jsonl", rows, 1000)), str(folder / "model" / "tokenizer.json")
-    code = f"import sys; sys.path.insert(0, {str(HERE / 'benchmarks')!r}); import growth; growth.encode_here"
-    entry = json.loads(measure("-c", f"{code}{(*files, args.max_predict)}")[0])
-    print(f"\n{'encode':10}{'rows':>10}{'seconds':>10}{'peak grows by':>18}{'Dataset':>12}{'promised':>12}")
-    entry["promised_mb"] = 200 * args.max_predict / 1e6
-    line = "{rows:20,}{seconds:10.1f}{growth_mb:15.1f} MB{arrays_mb:9.1f} MB{promised_mb:9.1f} MB"
-    print(line.format(**entry), flush=True)
-    return entry
+def words_of_one_token(tokenizer, rows):
+    words = set()
+    for row in rows:
+        words.update(row.text.split())
+    chosen = []
+    for word in sorted(words):
+        if len(tokenizer.encode(word, add_special_tokens=False).ids) == 1:
+            chosen.append(word)
+    return chosen
 
 
-def encode_here(path, tokenizer, count):
-    """What `encode` runs in a process of its own."""
-    some = [parse_row(where, row) for where, _, row, _ in read_rows(path)]
-    rows, tokenizer = list(islice(cycle(some), count)), Tokenizer.from_file(tokenizer)
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    start = time.perf_counter()
-    data = mtbert.encode(tokenizer, rows)
-    seconds = time.perf_counter() - start
-    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident
-    arrays = data.input_ids.nbytes + data.token_type_ids.nbytes + data.offsets.nbytes
-    print(json.dumps({"rows": count, "seconds": seconds, "growth_mb": growth / 1e6, "arrays_mb": arrays / 1e6}))
+# --------------------------------------------------------------------------------------------------
+# The picture
 
 
 def draw(result, path):
-    from matplotlib import rcParams
+    """Two panels by rows, and two by length, as far as they were measured."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    panels = defaultdict(list)  # (title, x, y): lines
-    for part, color in (("predict", "#0072B2"), ("train", "#D55E00")):
-        if entry := result.get(part):
-            name = {"predict": "predict.py, without start-up", "train": "train.py, steps of one epoch"}[part]
-            rows = entry["rows"]
-            panels["Time (dotted: linear)", "rows", "seconds"].append((rows, entry["linear"], ":", "#666666", None))
-            panels["Time (dotted: linear)", "rows", "seconds"].append((rows, entry["seconds"], "o-", color, name))
-            panels["Peak memory", "rows", "MiB"].append((rows, entry["peak_mib"], "o-", color, f"{part}.py"))
-    if entry := result.get("length"):
-        looks = {"mtbert": ("o-", "#0072B2"), "float32": ("s-", "#E69F00"), "bfloat16": ("^-", "#009E73")}
-        titles = {"predict": "Prediction (forward)", "train": "Training (forward and backward)"}
-        for name, values in entry["microseconds"].items():
-            part, who = name.split(", ", 1)
-            look = next(look for key, look in looks.items() if key in who)
-            line = (entry["lengths"], np.median(values, 1), *look, who)
-            panels[titles[part], "tokens of a text", "microseconds a token"].append(line)
-    if not panels:
-        return
-    rcParams.update({"font.size": 14, "axes.titlesize": 16, "lines.linewidth": 2, "lines.markersize": 8})
-    figure = Figure(figsize=(14, 2.8 * len(panels)), layout="constrained")
-    for i, ((title, x, y), lines) in enumerate(panels.items(), 1):
-        axis = figure.add_subplot(len(panels) // 2, 2, i, title=title, xlabel=x, ylabel=y)
-        axis.set_xscale("log", base=10 if x == "rows" else 2)
-        for xs, ys, style, color, label in lines:
-            axis.plot(xs, ys, style, color=color, label=label)
-        if y == "seconds":
-            axis.set_yscale("log")
-        else:
-            axis.set_ylim(0, 1.35 * axis.get_ylim()[1])  # room for the legend
-        if x != "rows":
-            axis.set_xticks(xs, xs)
-        axis.legend(frameon=False, loc="lower right" if y == "seconds" else "upper left")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=100)
+    by_rows = [part for part in ("predict", "train") if part in result]
+    num_lines = bool(by_rows) + ("length" in result)
+    with rc_context({"font.size": 14, "lines.linewidth": 2, "lines.markersize": 8}):
+        figure = Figure(figsize=(14, 5.6 * num_lines), layout="constrained")
+        axes = figure.subplots(num_lines, 2, squeeze=False)
+        if by_rows:
+            draw_rows(*axes[0], result, by_rows)
+        if "length" in result:
+            draw_lengths(*axes[-1], result["length"])
+        for axis in axes.flat:
+            axis.legend(frameon=False)
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, dpi=100)
+
+
+def draw_rows(time_axis, memory_axis, result, parts):
+    names = {"predict": "predict.py, without start-up", "train": "train.py, steps of one epoch"}
+    colors = {"predict": "#0072B2", "train": "#D55E00"}
+    for part in parts:
+        entry = result[part]
+        style = {"marker": "o", "color": colors[part]}
+        time_axis.plot(entry["rows"], entry["linear"], ":", color="#666666")
+        time_axis.plot(entry["rows"], entry["seconds"], label=names[part], **style)
+        memory_axis.plot(entry["rows"], entry["peak_mib"], label=f"{part}.py", **style)
+    time_axis.set(title="Time (dotted: linear)", ylabel="seconds", yscale="log")
+    memory_axis.set(title="Peak memory", ylabel="MiB")
+    for axis in (time_axis, memory_axis):
+        axis.set(xlabel="rows", xscale="log")
+    leave_room_for_legend(memory_axis)
+
+
+def draw_lengths(predict_axis, train_axis, entry):
+    styles = {
+        "mtbert": {"marker": "o", "color": "#0072B2"},
+        "transformers, float32": {"marker": "s", "color": "#E69F00"},
+        "transformers, bfloat16": {"marker": "^", "color": "#009E73"},
+    }
+    for name, values in entry["microseconds"].items():
+        part, contender = name.split(", ", 1)
+        axis = predict_axis if part == "predict" else train_axis
+        style = styles.get(contender, styles["mtbert"])
+        axis.plot(entry["lengths"], np.median(values, axis=1), label=contender, **style)
+    predict_axis.set_title("Prediction (forward)")
+    train_axis.set_title("Training (forward and backward)")
+    for axis in (predict_axis, train_axis):
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(entry["lengths"], entry["lengths"])
+        axis.set(xlabel="tokens of a text", ylabel="microseconds a token")
+        leave_room_for_legend(axis)
+
+
+def leave_room_for_legend(axis):
+    axis.set_ylim(0, 1.35 * axis.get_ylim()[1])
+
+
+# --------------------------------------------------------------------------------------------------
+# The command
+
+PARTS = {"predict": measure_prediction, "train": measure_training, "length": measure_length}
+
+
+def choose_rows(args):
+    """-> the first task, and 1,000 rows at equal distances by length, shuffled."""
+    columns, splits = read_data(args.data, all_tasks=False)
+    task = train.make_tasks(columns)[0]
+    rows = sorted(splits["train"] + splits["validation"], key=lambda row: len(row.text))
+    chosen = []
+    for i in range(1000):
+        row = rows[i * len(rows) // 1000]
+        chosen.append(Row("", row.text, None, {task.name: row.labels[task.name]}))
+    random.Random(0).shuffle(chosen)
+    return task, chosen
 
 
 def main():
-    parts = {"predict": predict, "train": train, "length": length, "encode": encode}
-    parser = runs.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", nargs="+", required=True)
-    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
-    parser.add_argument("--max-predict", type=int, default=1_000_000, help="rows; encode takes as many")
-    parser.add_argument("--max-train", type=int, default=100_000, help="rows")
-    parser.add_argument("--lengths", nargs="+", type=int, default=[16, 32, 64, 128, 256, 512], help="tokens")
-    parser.add_argument("--out", type=Path, default=Path("runs/growth"))
+    parser = Parser(description="How time and memory grow with rows and with lengths.")
+    flag = parser.add_argument
+    flag("--data", nargs="+", required=True)
+    flag("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    flag("--max-predict", type=int, default=1_000_000, help="rows")
+    flag("--max-train", type=int, default=100_000, help="rows")
+    flag("--lengths", nargs="+", type=int, default=[16, 32, 64, 128, 256, 512], help="tokens")
+    flag("--out", type=Path, default=Path("runs/growth"))
     args = parser.parse_args()
     torch.manual_seed(0)
-    [task], splits = read_data(args.data, all_tasks=False)
-    rows = sorted(splits["train"] + splits["validation"], key=lambda row: len(row.text))
-    rows = [rows[i * len(rows) // 1000] for i in range(1000)]
-    rows = [Row("", row.text, None, {task.name: row.labels[task.name]}) for row in rows]
-    random.Random(0).shuffle(rows)
+    task, rows = choose_rows(args)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "growth.json"
-    result = json.loads(path.read_text()) if path.exists() else {}
+    result = {}
+    if path.exists():
+        result = json.loads(path.read_text("utf-8"))
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "model").mkdir()
-        mtbert.save(load_mtbert([task]), Path(folder) / "model")
+        folder = Path(folder)
+        (folder / "model").mkdir()
+        mtbert.save(Start().make_model(task), folder / "model")
         for part in args.parts:
-            result[part] = parts[part](task, rows, Path(folder), args)
+            result[part] = PARTS[part](task, rows, folder, args)
             result[part] |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
             runs.write(path, result)
     draw(result, args.out / "growth.png")
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

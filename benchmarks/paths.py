@@ -1,10 +1,11 @@
-"""The real encoder in several of the ways that train.py can take it: what its model scores, how fast it learns.
+"""The real encoder in the other ways that train.py can take it: what it scores, how fast it learns.
 
-python benchmarks/paths.py --data DATA --out OUT          # DATA holds rest14/{train,test}.jsonl (benchmarks/README.md)
+python benchmarks/paths.py --data DATA --out OUT       # DATA/rest14/train.jsonl and test.jsonl
 
-The bundled weights are written anew as checkpoints of other types that compute the same: as a DistilBERT, its token
-type added to the positions, and as an MPNet with relative positions of zero, which transformers computes. So scores
-differ by chance only, and the seconds are the price of the way.
+The default weights are written anew as checkpoints of other types that compute the same: as a
+DistilBERT, whose positions include the token type, and as an MPNet with relative positions of zero,
+which transformers computes. So scores differ by chance only, and the seconds are the price of the
+way.
 """
 
 import json
@@ -12,124 +13,174 @@ import os
 import sys
 import time
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).parent.parent))
+
 import torch
-import transformers
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import mtbert
-import runs
 import train
-from checkpoints import transformers_names, write_checkpoint
-from data import Task, read_rows
+from support import huggingface
+from support.files import read_rows
+from support.script import Parser, run_script
 
-TEXTS = ["The food was great, but the staff was rude to us.", "Never again.", "prices are fair " * 20]
+DEFAULT_ENCODER = huggingface.DEFAULT_ENCODER
+TEXTS = ["The food was great, but the staff was rude to us.", "Never again.", "fair prices " * 20]
 TOPICS = ("miscellaneous", "ambience", "food", "price", "service")
-TASKS = [Task("mood", ["bad", "good"], [1, 1], {"bad": "bad", "good": "good"})]
+# The modules of BERT, and what MPNet calls them; the longer names first
+MPNET = {
+    "attention.self.query": "attention.attn.q",
+    "attention.self.key": "attention.attn.k",
+    "attention.self.value": "attention.attn.v",
+    "attention.output.dense": "attention.attn.o",
+    "attention.output.LayerNorm": "attention.LayerNorm",
+}
 
 
-def bundled():
-    encoder = mtbert.Encoder.from_pretrained(mtbert.DEFAULT_ENCODER)
-    tokenizer = mtbert.load_tokenizer(mtbert.DEFAULT_ENCODER, encoder.config.max_length, encoder.config.vocab_size)
-    return encoder.eval(), tokenizer
+def load_default():
+    """-> the default encoder and its tokenizer."""
+    encoder = mtbert.load_encoder(DEFAULT_ENCODER).eval()
+    config = encoder.config
+    return encoder, mtbert.load_tokenizer(DEFAULT_ENCODER, config.max_length, config.vocab_size)
 
 
-def as_distilbert(folder):
-    encoder, tokenizer = bundled()
-    encoder.position_embeddings.weight.data += encoder.token_type_embeddings.weight.data[0]
-    encoder.token_type_embeddings = None
-    encoder.config = replace(encoder.config, model_type="distilbert", type_vocab_size=0)
-    mtbert.to_transformers(mtbert.MTBert(encoder, TASKS, tokenizer), folder)
+def write_distilbert(folder):
+    encoder, tokenizer = load_default()
+    state = encoder.state_dict()
+    token_types = state.pop("token_type_embeddings.weight")
+    state["position_embeddings.weight"] += token_types[0]
+    config = replace(encoder.config, model_type="distilbert", type_vocab_size=0)
+    huggingface.write_checkpoint(folder, asdict(config), state, tokenizer, config.max_length)
 
 
-def as_mpnet(folder):
-    encoder, tokenizer = bundled()
-    c, state = encoder.config, {}
-    for name, tensor in encoder.state_dict().items():
-        parts = transformers_names(name, "bert")
-        for part, value in zip(parts, tensor.chunk(len(parts)), strict=True):
-            for theirs, ours in (("self.query", "attn.q"), ("self.key", "attn.k"), ("self.value", "attn.v"),
-                                 ("attention.output.dense", "attention.attn.o"), ("attention.output.", "attention.")):  # fmt: skip
-                part = part.replace(theirs, ours)
-            state[part] = value
-    types = state.pop("embeddings.token_type_embeddings.weight")
-    positions = state["embeddings.position_embeddings.weight"] + types[0]
-    state["embeddings.position_embeddings.weight"] = torch.cat([positions[:2], positions])  # it counts from two
-    state["encoder.relative_attention_bias.weight"] = torch.zeros(32, c.num_attention_heads)
-    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "pad_token_id")
-    values = {name: getattr(c, name) for name in (*same, "hidden_act", "layer_norm_eps")}
-    values |= {"model_type": "mpnet", "max_position_embeddings": len(positions) + 2, "relative_attention_num_buckets": 32}
-    write_checkpoint(folder, values, state, tokenizer, replace(c, type_vocab_size=1))
+def write_mpnet(folder):
+    encoder, tokenizer = load_default()
+    config = encoder.config
+    state = mpnet_state(encoder.state_dict(), config)
+    values = asdict(config)
+    for field in ("type_vocab_size", "embedding_size", "position_offset"):
+        del values[field]
+    values["model_type"] = "mpnet"
+    values["max_position_embeddings"] = config.max_position_embeddings + 2
+    values["relative_attention_num_buckets"] = 32
+    transformers_config = {"transformers": values, "model_type": "mpnet", "type_vocab_size": 0}
+    transformers_config["pad_token_id"] = config.pad_token_id
+    huggingface.write_checkpoint(folder, transformers_config, state, tokenizer, config.max_length)
+
+
+def mpnet_state(state, config):
+    """The tensors of an MPNet with the names that a TransformersEncoder has for them."""
+    result = {}
+    for name, tensor in state.items():
+        parts = huggingface.transformers_names(name, "bert")
+        for part, values in zip(parts, tensor.chunk(len(parts)), strict=True):
+            for bert_name, mpnet_name in MPNET.items():
+                part = part.replace(bert_name, mpnet_name)
+            result[f"module.{part}"] = values
+    token_types = result.pop("module.embeddings.token_type_embeddings.weight")
+    positions = result["module.embeddings.position_embeddings.weight"] + token_types[0]
+    # It counts positions from two.
+    positions = torch.cat([positions[:2], positions])
+    result["module.embeddings.position_embeddings.weight"] = positions
+    bias = torch.zeros(32, config.num_attention_heads)
+    result["module.encoder.relative_attention_bias.weight"] = bias
+    return result
 
 
 @torch.no_grad()
 def hidden_states(encoder, folder):
     """(3, T, D) of TEXTS, zero on padding; `encoder` is one of ours or of transformers."""
-    batch = transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
-    hidden = encoder.eval()(batch["input_ids"], batch["attention_mask"], torch.zeros_like(batch["input_ids"]))
-    return getattr(hidden, "last_hidden_state", hidden) * batch["attention_mask"][:, :, None]
+    from transformers import AutoTokenizer
+
+    batch = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    input_ids = batch["input_ids"]
+    attention_mask = batch["attention_mask"]
+    hidden = encoder.eval()(input_ids, attention_mask, torch.zeros_like(input_ids))
+    hidden = getattr(hidden, "last_hidden_state", hidden)
+    return hidden * attention_mask[:, :, None]
+
+
+def largest_difference(one, other):
+    return f"{(one - other).abs().max():.1e}"
 
 
 def learn(name, out, *flags):
-    """Train on rest14 in the folder OUT/NAME -> its metrics; print them and the seconds of training."""
-    folder, start = out / name, time.perf_counter()
+    """Train in the folder OUT/NAME, and print scores and seconds -> the folder."""
+    folder = out / name
+    start = time.perf_counter()
     with redirect_stdout(StringIO()):
         train.main([*map(str, flags), "--out", str(folder), "--overwrite"])
-    metrics = json.loads((folder / "metrics.json").read_text())
-    scores = [f"{task} macro-F1 {100 * m['macro_f1']:.1f}" for task, m in metrics["test"].items()]
-    scores += [f"exact match {100 * m['exact_match']:.1f}" for m in metrics["test"].values() if "exact_match" in m]
-    print(f"{name:22}{', '.join(scores)}; {metrics['train_seconds']:.1f} of {time.perf_counter() - start:.1f} s", flush=True)
+    seconds = time.perf_counter() - start
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    scores = []
+    for task, result in metrics["test"].items():
+        scores.append(f"{task} macro-F1 {100 * result['macro_f1']:.1f}")
+        if "exact_match" in result:
+            scores.append(f"exact match {100 * result['exact_match']:.1f}")
+    times = f"{metrics['train_seconds']:.1f} of {seconds:.1f} s"
+    print(f"{name:22}{', '.join(scores)}; {times}", flush=True)
     return folder
 
 
 def write_tags(source, path):
-    """rest14 with both labels as one list."""
+    """rest14 with both labels of a text as one list."""
     lines = []
-    for _, _, row, _ in read_rows(source):
-        tags = [row["sentiment"], TOPICS[row["category"]]]
-        lines.append(json.dumps({"text": row["text"], "tags": tags}) + "\n")
-    path.write_text("".join(lines))
+    for raw in read_rows(source):
+        tags = [raw.values["sentiment"], TOPICS[raw.values["category"]]]
+        lines.append(json.dumps({"text": raw.values["text"], "tags": tags}) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def main():
-    parser = runs.Parser(description=__doc__.splitlines()[0])
+    parser = Parser(description="The real encoder in the other ways that train.py can take it.")
     parser.add_argument("--data", type=Path, required=True, help="a folder that holds rest14")
     parser.add_argument("--out", type=Path, required=True, help="where the runs are kept")
     parser.add_argument("--epochs", type=int, default=2)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    exact = hidden_states(bundled()[0], mtbert.find_encoder(mtbert.DEFAULT_ENCODER)[0])
+    out = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    sources = {split: args.data / f"rest14/{split}.jsonl" for split in ("train", "test")}
     epochs = ["--epochs", args.epochs]
-    rest14 = ["--data", args.data / "rest14/train.jsonl", "--test", args.data / "rest14/test.jsonl", *epochs]
+    rest14 = ["--data", sources["train"], "--test", sources["test"], *epochs]
 
-    first = learn("bert", args.out, *rest14)
-    for name, write in (("distilbert", as_distilbert), ("mpnet", as_mpnet)):
-        folder = args.out / f"{name}-checkpoint"
+    first = learn("bert", out, *rest14)
+    exact = hidden_states(load_default()[0], huggingface.find_encoder(DEFAULT_ENCODER)[0])
+    for name, write in (("distilbert", write_distilbert), ("mpnet", write_mpnet)):
+        folder = out / f"{name}-checkpoint"
         if not folder.exists():
             write(folder)
-        encoder = mtbert.Encoder.from_pretrained(folder)
-        found = hidden_states(encoder, folder)
-        print(f"{name}: a {type(encoder).__name__}; hidden states differ by {(found - exact).abs().max():.1e} at most")
-        learn(name, args.out, *rest14, "--encoder", folder)
-    for long in ("head", "head+tail"):
-        learn(f"16 tokens, {long}", args.out, *rest14, "--max-length", 16, "--long", long)
-    learn("from the run bert", args.out, *rest14, "--encoder", first)
-    for split in ("train", "test"):
-        write_tags(args.data / f"rest14/{split}.jsonl", args.out / f"tags-{split}.jsonl")
-    tags = ["--data", args.out / "tags-train.jsonl", "--test", args.out / "tags-test.jsonl", *epochs]
-    learn("several labels", args.out, *tags)
+        encoder = mtbert.load_encoder(folder)
+        difference = largest_difference(hidden_states(encoder, folder), exact)
+        kind = type(encoder).__name__
+        print(f"{name}: a {kind}; hidden states differ by {difference} at most")
+        learn(name, out, *rest14, "--encoder", folder)
+    for truncation in mtbert.TRUNCATION:
+        flags = ["--max-length", 16, "--truncation", truncation]
+        learn(f"16 tokens, {truncation}", out, *rest14, *flags)
+    learn("from the run bert", out, *rest14, "--encoder", first)
+    for split, source in sources.items():
+        write_tags(source, out / f"tags-{split}.jsonl")
+    tags = ["--data", out / "tags-train.jsonl", "--test", out / "tags-test.jsonl"]
+    learn("multi-label", out, *tags, *epochs)
+    check_export(first, out / "exported")
 
-    folder, model = args.out / "exported", mtbert.load(first, dtype="float32")
+
+def check_export(run, folder):
+    """Export the encoder of a run, and compare what transformers computes with it."""
+    from transformers import AutoModel
+
+    model = mtbert.load(run, "cpu", trainable=True)
     if not folder.exists():
         mtbert.to_transformers(model, folder)
-    theirs, ours = transformers.AutoModel.from_pretrained(folder), model.encoder
-    difference = (hidden_states(theirs, folder) - hidden_states(ours, folder)).abs().max()
-    print(f"to_transformers: hidden states differ by {difference:.1e} at most")
+    theirs = hidden_states(AutoModel.from_pretrained(folder), folder)
+    ours = hidden_states(model.encoder, folder)
+    print(f"to_transformers: hidden states differ by {largest_difference(theirs, ours)} at most")
 
 
 if __name__ == "__main__":
-    runs.run_script(main)
+    run_script(main)

@@ -1,4 +1,4 @@
-"""Properties of compare.py: intervals, verdicts, and its command line."""
+"""Properties of benchmarks/compare.py: intervals, verdicts, baselines, and its command line."""
 
 import json
 import signal
@@ -10,95 +10,218 @@ import numpy as np
 import pytest
 import scipy.stats
 
-import compare
 import mtbert
+import train
+from benchmarks import compare
+from support.columns import Row, read_data
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Statistics
 
 
-def test_intervals_cover_zero_as_often_as_they_say_and_a_planted_difference_is_found():
+def experiments(rng, planted):
     """2,000 experiments of five seeds, in which runs of a seed share what the seed brings."""
-    rng = np.random.default_rng(0)
-    for planted, verdict, share in ((0, None, 0.95), (3, "better", None), (-3, "worse", None)):
-        common = rng.normal(70, 5, (2000, 5))
-        first = common + rng.normal(0, 2, common.shape) * 0.5**0.5
-        second = common + rng.normal(0, 2, common.shape) * 0.5**0.5
-        found = [compare.paired_difference(a + planted * 2, b) for a, b in zip(first, second, strict=True)]
-        if share:
-            covered = np.mean([d["low"] <= 0 <= d["high"] for d in found])
-            assert abs(covered - share) < 0.02
-            assert np.mean([d["verdict"] in ("better", "worse") for d in found]) < 0.07
-        else:
-            assert np.mean([d["verdict"] == verdict for d in found]) > 0.95
+    shared = rng.normal(70, 5, (2000, 5))
+    first = shared + planted + rng.normal(0, 2**0.5, shared.shape)
+    second = shared + rng.normal(0, 2**0.5, shared.shape)
+    differences = []
+    for a, b in zip(first, second, strict=True):
+        differences.append(compare.paired_difference(a, b))
+    return differences
+
+
+def share_of(verdict, differences):
+    return np.mean([d["verdict"] == verdict for d in differences])
+
+
+def test_intervals_cover_zero_as_often_as_they_say():
+    differences = experiments(np.random.default_rng(0), planted=0)
+    covered = [d["low"] <= 0 <= d["high"] for d in differences]
+    assert abs(np.mean(covered) - 0.95) < 0.02
+    assert share_of("better", differences) + share_of("worse", differences) < 0.07
+
+
+@pytest.mark.parametrize(("planted", "verdict"), [(6, "better"), (-6, "worse")])
+def test_a_planted_difference_is_found(planted, verdict):
+    differences = experiments(np.random.default_rng(0), planted)
+    assert share_of(verdict, differences) > 0.95
 
 
 def test_verdicts():
     same = compare.paired_difference([70.1, 71.2, 69.0], [70.1, 71.2, 69.0])
     assert (same["verdict"], same["low"], same["high"]) == ("equivalent", 0, 0)
-    near = ([70.4, 71.6, 69.5], [70.0, 71.1, 69.1])
-    assert compare.paired_difference(*near)["verdict"] == "equivalent"  # 0.2 to 0.6
-    assert compare.paired_difference(*near, margin=0.1)["verdict"] == "better"
-    assert compare.paired_difference(*near[::-1], margin=0.1)["verdict"] == "worse"
-    open_ = compare.paired_difference([72, 69, 71, 70], [70, 70, 70, 70])
-    low, high = scipy.stats.ttest_rel([72, 69, 71, 70], [70, 70, 70, 70]).confidence_interval(0.95)
-    assert open_["verdict"] == "undecided" and (open_["low"], open_["high"]) == pytest.approx((low, high))
-    # with as many seeds, of the same mean and spread, the interval leaves zero in 80 of 100 experiments
-    rng, n = np.random.default_rng(0), compare.paired_difference([72, 69, 71, 70], [70, 70, 70, 70], margin=0)["seeds"]
-    noise = rng.normal(0.5, np.std([2, -1, 1, 0], ddof=1), (400, n))
-    found = [compare.paired_difference(row, np.zeros(n), margin=0)["verdict"] for row in noise]
-    assert 0.75 < found.count("better") / 400 < 0.85
-    n = compare.paired_difference([71.7, 68.3, 71, 69], [70, 70, 70, 70])["seeds"]  # and within ± 1, of a mean of zero
-    noise = rng.normal(0, np.std([1.7, -1.7, 1, -1], ddof=1), (400, n))
-    found = [compare.paired_difference(row, np.zeros(n))["verdict"] for row in noise]
-    assert 0.75 < found.count("equivalent") / 400 < 0.85
-    n = compare.paired_difference([72.5, 68.5, 71.5, 69.5], [70, 70, 70, 70])["seeds"]  # or either, between the two
-    noise = rng.normal(0.5, np.std([2.5, -1.5, 1.5, -0.5], ddof=1), (400, n))
-    found = [compare.paired_difference(row, np.zeros(n))["verdict"] for row in noise]
-    assert 0.75 < 1 - found.count("undecided") / 400 < 0.86
+
+    first = [70.4, 71.6, 69.5]
+    second = [70.0, 71.1, 69.1]  # the interval is 0.2 to 0.6
+    assert compare.paired_difference(first, second)["verdict"] == "equivalent"
+    assert compare.paired_difference(first, second, margin=0.1)["verdict"] == "better"
+    assert compare.paired_difference(second, first, margin=0.1)["verdict"] == "worse"
+
+    first = [72, 69, 71, 70]
+    second = [70, 70, 70, 70]
+    found = compare.paired_difference(first, second)
+    interval = scipy.stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert found["verdict"] == "undecided"
+    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("scores", "margin", "verdicts"),
+    [
+        ([72, 69, 71, 70], 0, ["better"]),
+        ([71.7, 68.3, 71, 69], 1, ["equivalent"]),
+        ([72.5, 68.5, 71.5, 69.5], 1, ["better", "worse", "equivalent"]),
+    ],
+)
+def test_as_many_seeds_as_it_says_decide_in_four_of_five_experiments(scores, margin, verdicts):
+    rng = np.random.default_rng(0)
+    difference = np.array(scores) - 70
+    n = compare.paired_difference(difference, np.zeros(4), margin)["seeds"]
+    decided = 0
+    for _ in range(400):
+        noise = rng.normal(difference.mean(), difference.std(ddof=1), n)
+        decided += compare.paired_difference(noise, np.zeros(n), margin)["verdict"] in verdicts
+    assert 0.75 < decided / 400 < 0.86
+
+
+# --------------------------------------------------------------------------------------------------
+# Baselines
+
+
+def make_splits(labels):
+    """Splits whose texts tell the label of each row."""
+    rows = []
+    for i, label in enumerate(labels * 8):
+        text = f"film {i} is {label!r}"
+        rows.append(Row(f"row {i}", text, None, {"task": label}))
+    return {"train": rows, "validation": rows, "test": rows}
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "constant", "key"),
+    [
+        (mtbert.Classification("task", [0, 1], [16, 8], {}), [0, 0, 1], 2 / 3, "accuracy"),
+        (mtbert.Classification("task", [0, 1, 2], [8, 8, 16], {}), [0, 1, 2, 2], 1 / 2, "accuracy"),
+        (
+            mtbert.MultiLabel("task", ["a", "b"], [16, 8], {}),
+            [("a",), ("a", "b"), ()],
+            1 / 3,
+            "exact_match",
+        ),
+        (mtbert.Regression("task", 2.0, 1.0), [1.0, 2.0, 3.0], 0.0, "pearson"),
+    ],
+)
+def test_baselines_are_the_most_frequent_label_and_a_linear_model(task, labels, constant, key):
+    found = compare.baselines(task, make_splits(labels))
+    name = "the mean" if key == "pearson" else "most frequent label"
+    assert found[name][key] == pytest.approx(constant)
+    assert found["TF-IDF, linear"][key] > 0.95
+    assert getattr(task, "temperature", 1.0) == 1.0  # it is not calibrated to a baseline
+
+
+def test_a_kind_with_logits_of_another_meaning_has_no_baseline():
+    class Ordinal(mtbert.Classification):
+        num_logits = 2
+
+    task = Ordinal("task", [0, 1, 2], [8, 8, 16], {})
+    assert compare.baselines(task, make_splits([0, 1, 2, 2])) == {}
+
+
+# --------------------------------------------------------------------------------------------------
 # The command line
 
 
-def test_compare_trains_every_variant_survives_interruption_and_reports(script, tiny, tmp_path, monkeypatch, signal_at):
+def write_csv(path, header, lines):
+    path.write_text("\n".join([header, *lines]))
+
+
+def write_films(folder):
+    """a.csv to train on and t.csv to test on, with a class and a number."""
+    rng = Random(0)
+    lines = []
+    for i in range(48):
+        mood, liked = [("bad", "no"), ("good", "yes")][i % 2]
+        lines.append(f"film {i} is {mood} {rng.random()},{liked},{i / 8}")
+    write_csv(folder / "a.csv", "text,liked,stars", lines[:36])
+    write_csv(folder / "t.csv", "text,liked,stars", lines[36:])
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text("utf-8"))
+
+
+def modified(folder):
+    """{metrics.json of each finished run: when it was written}"""
+    return {path: path.stat().st_mtime_ns for path in Path(folder).glob("*/metrics.json")}
+
+
+def test_compare_goes_on_after_an_interruption_and_reports(
+    script, tiny, tmp_path, monkeypatch, signal_at
+):
     monkeypatch.chdir(tmp_path)
-    rng, words, labels = Random(0), ("bad", "good"), ("no", "yes")
-    lines = [f"film {i} is {words[i % 2]} {rng.random()},{labels[i % 2]},{i / 8}" for i in range(48)]
-    Path("a.csv").write_text("\n".join(["text,liked,stars", *lines[:36]]))
-    Path("t.csv").write_text("\n".join(["text,liked,stars", *lines[36:]]))
-    flags = ["--data", "a.csv", "--test", "t.csv", "--encoder", tiny, "--epochs", "2", "--seeds", "2", "--out", "c"]
+    write_films(tmp_path)
+    flags = ["--data", "a.csv", "--test", "t.csv", "--encoder", tiny, "--epochs", "2"]
+    flags += ["--seeds", "2", "--out", "c"]
     calls = signal_at(mtbert, "train", 4, signal.SIGINT)
-    status, out, err = script("compare.py", *flags)
-    assert status == 130 and err.endswith("compare.py: stopped; the same command goes on\n")
+    status, out, err = script("benchmarks/compare.py", *flags)
+    assert status == 130
+    assert err.endswith("compare.py: stopped; the same command goes on\n")
     assert not Path("c/compare.json").exists()
-    kept = {path: path.stat().st_mtime_ns for path in Path("c").glob("*/metrics.json")}
+    kept = modified("c")
     assert len(kept) == 3
-    status, out, err = script("compare.py", *flags)
-    assert status == 0 and {path: path.stat().st_mtime_ns for path in kept} == kept and len(calls) == 9
-    assert "run 8 of 8: separate-lr, seed 1; about" in err and "learning rates not tuned" in out
-    result = json.loads(Path("c/compare.json").read_text())
+
+    status, out, err = script("benchmarks/compare.py", *flags)
+    assert status == 0
+    assert len(calls) == 9  # three before, the one that was stopped, and the other five
+    assert kept.items() <= modified("c").items()
+    assert "run 8 of 8: separate-lr, seed 1; about" in err
+    assert "learning rates not tuned" in out
+    check_report(read_json("c/compare.json"))
+    check_equal_to_train(script, tiny)
+    check_mistakes(script, flags, calls)
+
+
+def check_report(result):
     tasks = result["tasks"]
     assert set(tasks["liked"]["scores"]["accuracy"]) == {"single", "shared", "separate-lr"}
     assert tasks["stars"]["rows"] == 12
-    for task, kind in (("liked", "macro_f1"), ("stars", "pearson")):
-        for variant, name in (("single", f"single-{1 + (task == 'stars')}-{task}"), ("shared", "shared")):
-            metrics = [json.loads(Path(f"c/{name}-{seed}/metrics.json").read_text()) for seed in (0, 1)]
-            assert tasks[task]["scores"][kind][variant] == [100 * m["test"][task][kind] for m in metrics]
-    right = np.mean(np.array(tasks["liked"]["predictions"]["shared"][1]) == np.array(tasks["liked"]["gold"]))
-    assert tasks["liked"]["scores"]["accuracy"]["shared"][1] == pytest.approx(100 * right)
+    folders = {
+        ("liked", "single"): "single-1-liked",
+        ("stars", "single"): "single-2-stars",
+        ("liked", "shared"): "shared",
+        ("stars", "shared"): "shared",
+    }
+    for (task, variant), folder in folders.items():
+        metric = {"liked": "macro_f1", "stars": "pearson"}[task]
+        scores = []
+        for seed in (0, 1):
+            metrics = read_json(f"c/{folder}-{seed}/metrics.json")
+            scores.append(100 * metrics["test"][task][metric])
+        assert tasks[task]["scores"][metric][variant] == scores
+    predicted = np.array(tasks["liked"]["predictions"]["shared"][1])
+    accuracy = 100 * np.mean(predicted == np.array(tasks["liked"]["gold"]))
+    assert tasks["liked"]["scores"]["accuracy"]["shared"][1] == pytest.approx(accuracy)
     assert tasks["liked"]["baselines"]["TF-IDF, linear"]["accuracy"] == 100
-    assert result["cost"]["single"]["parameters"] > 1.9 * result["cost"]["shared"]["parameters"]
+    cost = result["cost"]
+    assert cost["single"]["parameters"] > 1.9 * cost["shared"]["parameters"]
     assert Path("c/compare.png").read_bytes()[:4] == b"\x89PNG"
-    assert result["flags"]["argv"][0] == "--data" and result["flags"]["epochs"] == 2
+    assert result["flags"]["argv"][0] == "--data"
+    assert result["flags"]["epochs"] == 2
 
-    alone = ["--variant", "single", "--tasks", "liked", "--seed", "1", "--epochs", "2", "--encoder", tiny]
-    status, *_ = script("train.py", *alone, "--data", "c/data.json", "--out", "alone")
-    assert status == 0  # in a process that has trained other models
+
+def check_equal_to_train(script, tiny):
+    """A run of train.py by itself is the same to the bit, also after others in its process."""
+    flags = ["--variant", "single", "--tasks", "liked", "--seed", "1", "--epochs", "2"]
+    files = ["--encoder", tiny, "--data", "c/data.json", "--out", "alone"]
+    status, *_ = script("train.py", *flags, *files)
+    assert status == 0
     for name in ("log.jsonl", "model.safetensors"):
-        assert Path("alone", name).read_bytes() == Path("c/single-1-liked-1", name).read_bytes()
+        of_compare = Path("c/single-1-liked-1", name).read_bytes()
+        assert Path("alone", name).read_bytes() == of_compare
 
+
+def check_mistakes(script, flags, calls):
+    calls.clear()
     mistakes = {
         "--lr 1e-3": "other flags",
         "--tune": "other flags",
@@ -111,49 +234,110 @@ def test_compare_trains_every_variant_survives_interruption_and_reports(script, 
         "--task-weights nope=2": "no task 'nope'",
     }
     for wrong, message in mistakes.items():
-        status, _, err = script("compare.py", *flags, *wrong.split())
+        status, _, err = script("benchmarks/compare.py", *flags, *wrong.split())
         assert status == 2 and message in err and err.count("\n") <= 2, err
-    assert len(calls) == 10  # none of them began to train
+    assert calls == []  # none of them began to train
 
 
-def test_compare_takes_any_names_and_numbers_and_an_error_leaves_the_folder_usable(script, tiny, tmp_path, monkeypatch):
+def test_compare_takes_any_names_and_numbers(script, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = ["a b", "a-b", "--c", "\u6620" * 80, "$x$", "a/b"]
-    labels = [[str(i % 2)] * 4 + [str(i / 8), "1.5" if i else "2.5"] for i in range(20)]
-    lines = [",".join([f"{i % 10} {'?!'[i % 2]}", *row]) for i, row in enumerate(labels)]
-    Path("a.csv").write_text("\n".join([",".join(["text", *names]), *lines]))
-    Path("t.csv").write_text("\n".join([",".join(["text", *names]), *lines[2:12]]))
+    header = ",".join(["text", "a b", "a-b", "--c", "$x/" + "\u6620" * 80])
+    lines = []
+    for i in range(20):
+        labels = [str(i % 2)] * 2
+        labels.append(str(i / 8))
+        labels.append("1.5" if i > 0 else "2.5")
+        lines.append(",".join([f"{i % 10} {'?!'[i % 2]}", *labels]))
+    write_csv(Path("a.csv"), header, lines)
+    write_csv(Path("t.csv"), header, lines[2:12])
     flags = ["--data", "a.csv", "--encoder", tiny, "--epochs", "1", "--seeds", "2", "--out", "c"]
-    status, _, err = script("compare.py", *flags)
-    assert status == 2 and "no test row is labelled for 'a b'" in err
-    status, out, err = script("compare.py", *flags, "--test", "t.csv")
-    assert status == 0 and "nan" not in out
-    assert "NaN" not in json.dumps(json.loads(Path("c/compare.json").read_text())["tasks"])
+    status, _, err = script("benchmarks/compare.py", *flags)
+    assert status == 2
+    assert "no test row is labelled for 'a b'" in err
+
+    flags += ["--test", "t.csv"]  # what was a mistake leaves the folder usable
+    status, out, err = script("benchmarks/compare.py", *flags)
+    assert status == 0
+    assert "nan" not in out
+    assert "NaN" not in json.dumps(read_json("c/compare.json")["tasks"])
+
     Path("c/shared-1/metrics.json").write_text("{")
-    status, _, err = script("compare.py", *flags, "--test", "t.csv")
-    assert status == 2 and "c/shared-1 is damaged; delete it" in err.splitlines()[-1]
+    status, _, err = script("benchmarks/compare.py", *flags)
+    assert status == 2
+    assert "c/shared-1 is damaged; delete it" in err.splitlines()[-1]
 
 
-def test_compare_tunes_on_validation_rows_with_seeds_that_no_result_has(tiny, tmp_path, monkeypatch):
-    assert len(compare.RATES) == len(compare.RATE_PAIRS) and min(compare.TUNE_SEEDS) >= 1000
+def test_compare_repeats_the_rows_of_a_task_with_few_labels(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = []
+    for i in range(40):
+        number = i / 8 if i % 4 == 0 else ""
+        lines.append(f"film {i},{['yes', 'no'][i % 2]},{number}")
+    write_csv(Path("a.csv"), "text,liked,stars", lines)
+    flags = ["--data", "a.csv", "--test", "a.csv", "--encoder", str(tiny), "--epochs", "1"]
+    args, flags, _ = compare.parse_args([*flags, "--out", "c"])
+    tasks, columns, rows, *_ = train.read_rows(flags, None)
+    num_draws = compare.count_draws(tasks, rows, flags)
+    contenders = compare.make_contenders(args, columns, num_draws, rows)
+    repeats = {contender.name: contender.repeats for contender in contenders}
+    num_stars = sum("stars" in row.labels for row in rows["train"])
+    assert repeats["shared"] == repeats["separate-lr"] == repeats["single liked"] == 1
+    assert repeats["single stars"] == round(num_draws / num_stars) > 2
+
+
+def test_fewer_labels_are_a_part_of_more_and_each_class_keeps_one(tmp_path):
+    lines = []
+    for i in range(200):
+        liked = "maybe" if i == 77 else ["yes", "no"][i % 2]
+        lines.append(f"film {i},{liked},{i / 8}")
+    write_csv(tmp_path / "a.csv", "text,liked,stars", lines)
+    kept = {}
+    for percent in (5, 20, 100):
+        columns, rows = read_data([str(tmp_path / "a.csv")])
+        num_rows = len(rows["train"])
+        compare.keep_labels(columns, rows, "liked", percent)
+        kept[percent] = {row.where for row in rows["train"] if "liked" in row.labels}
+        assert columns[0].labels == ["maybe", "no", "yes"]
+        assert sum(columns[0].counts) == len(kept[percent])
+        assert len(rows["train"]) == num_rows  # each has a number still
+        assert abs(len(kept[percent]) - num_rows * percent / 100) <= 2
+    assert kept[5] < kept[20] < kept[100]
+
+
+def test_compare_tunes_on_validation_rows_with_seeds_that_no_result_has(
+    tiny, tmp_path, monkeypatch
+):
+    assert len(compare.RATES) == len(compare.RATE_PAIRS)
+    assert min(compare.TUNE_SEEDS) >= 1000  # --seeds takes at most 1000
     monkeypatch.setattr(compare, "RATES", compare.RATES[:2])
     monkeypatch.setattr(compare, "RATE_PAIRS", compare.RATE_PAIRS[1:3])
     monkeypatch.setattr(compare, "TUNE_SEEDS", (1000,))
     monkeypatch.chdir(tmp_path)
-    lines = [f"film {i} is {'good' if i % 2 else 'bad'},{'yes' if i % 2 else 'no'},{i % 3}" for i in range(40)]
-    Path("a.csv").write_text("\n".join(["text,liked,stars", *lines]))
-    flags = ["--data", "a.csv", "--test", "a.csv", "--encoder", str(tiny), "--epochs", "1", "--seeds", "2", "--tune"]
-    monkeypatch.setattr(sys, "argv", ["compare.py", *flags, "--out", "c"])
+    lines = []
+    for i in range(40):
+        mood, liked = [("bad", "no"), ("good", "yes")][i % 2]
+        lines.append(f"film {i} is {mood},{liked},{i % 3}")
+    write_csv(Path("a.csv"), "text,liked,stars", lines)
+    flags = ["--data", "a.csv", "--test", "a.csv", "--encoder", str(tiny), "--epochs", "1"]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *flags, "--seeds", "2", "--tune", "--out", "c"])
     compare.main()
-    result = json.loads(Path("c/compare.json").read_text())
-    assert set(result["tuned"]) == {"single liked", "single stars", "shared", "separate-lr"}
-    for what, trial in result["tuned"].items():
-        scores, chosen = trial["validation"], trial["chosen"]
-        assert len(scores) == 2 and scores[chosen] == max(scores.values())
-        folder = {"single liked": "single-1-liked", "single stars": "single-2-stars"}.get(what, what)
-        argv = json.loads(Path(f"c/{folder}-0/config.json").read_text())["flags"]["argv"]
-        assert chosen.split()[1] == argv[argv.index("--lr") + 1]
-        assert ("--head-lr" in chosen) == (what == "separate-lr")
-    trials = [json.loads(path.read_text()) for path in Path("c/tune").glob("*/metrics.json")]
-    assert len(trials) == 8 and all(trial["test"] == {} for trial in trials)
+
+    tuned = read_json("c/compare.json")["tuned"]
+    folders = {
+        "single liked": "single-1-liked",
+        "single stars": "single-2-stars",
+        "shared": "shared",
+        "separate-lr": "separate-lr",
+    }
+    assert set(tuned) == set(folders)
+    for name, trial in tuned.items():
+        scores = trial["validation"]
+        assert len(scores) == 2
+        assert scores[trial["chosen"]] == max(scores.values())
+        argv = read_json(f"c/{folders[name]}-0/config.json")["flags"]["argv"]
+        assert trial["chosen"].split()[1] == argv[argv.index("--lr") + 1]
+        assert ("--head-lr" in trial["chosen"]) == (name == "separate-lr")
+    trials = [read_json(path) for path in Path("c/tune").glob("*/metrics.json")]
+    assert len(trials) == 8
+    assert all(trial["test"] == {} for trial in trials)
     assert not list(Path("c/tune").glob("*/*.safetensors"))

@@ -7,19 +7,43 @@ from collections import Counter
 from conftest import SAMPLE
 
 
-def test_sample_is_balanced_without_repeats_and_the_splits_do_not_overlap():
-    sample = json.loads(SAMPLE.read_text())
-    splits = {name: sample[name] for name in ("train", "validation", "test")}
-    texts = [row["text"].lower() for rows in splits.values() for row in rows]
-    assert 1500 <= sum(map(len, splits.values())) <= 2000
-    for rows in splits.values():
+def read_splits():
+    splits = json.loads(SAMPLE.read_text("utf-8"))
+    del splits["label_names"]
+    return splits
+
+
+def read_texts():
+    texts = []
+    for rows in read_splits().values():
+        for row in rows:
+            texts.append(row["text"].lower())
+    return texts
+
+
+def test_each_split_has_every_combination_of_labels_equally_often():
+    for rows in read_splits().values():
         cells = Counter((row["sentiment"], row["category"]) for row in rows)
-        assert len(cells) == 15 and len(set(cells.values())) == 1
-    everything = [frozenset(re.findall(r"\w+", text)) for text in texts]
-    assert len(set(everything)) == len(everything)
-    for i, one in enumerate(everything):
-        for other in everything[i + 1 :]:
-            assert len(one & other) < 0.6 * len(one | other) or len(one | other) < 5, (one, other)
-    openings = Counter(" ".join(text.split()[:4]) for text in texts)
-    assert max(openings.values()) <= 3  # of a thousand rows: no template
-    assert set(sample["label_names"]["category"]) == {str(row["category"]) for row in splits["train"]}
+        assert len(cells) == 15
+        assert len(set(cells.values())) == 1
+    assert 1500 <= len(read_texts()) <= 2000
+
+
+def test_no_two_texts_share_most_of_their_words():
+    words = [frozenset(re.findall(r"\w+", text)) for text in read_texts()]
+    assert len(set(words)) == len(words)
+    for i, one in enumerate(words):
+        for other in words[i + 1 :]:
+            either = len(one | other)
+            assert either < 5 or len(one & other) < 0.6 * either, (one, other)
+
+
+def test_texts_follow_no_template():
+    openings = Counter(" ".join(text.split()[:4]) for text in read_texts())
+    assert max(openings.values()) <= 3
+
+
+def test_each_category_has_a_name():
+    names = json.loads(SAMPLE.read_text("utf-8"))["label_names"]["category"]
+    categories = {str(row["category"]) for row in read_splits()["train"]}
+    assert set(names) == categories
