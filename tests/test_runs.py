@@ -1,9 +1,5 @@
-"""Properties of support/runs.py: what is stopped, killed, damaged or short of disk loses nothing.
+"""Properties of support/runs.py: what is stopped, killed or short of disk loses nothing."""
 
-And of the rooms of this codebase: imports run one way, and do nothing else.
-"""
-
-import ast
 import errno
 import os
 import re
@@ -312,7 +308,7 @@ CONFIG = {
     "pooling": "mean",
     "truncation": "head",
     "max_length": 64,
-    "encoder_source": "tiny",
+    "encoder_sha256": "0",
     "tokenizer_sha256": "0",
     "versions": {"torch": "2"},
 }
@@ -432,104 +428,3 @@ def test_a_run_of_a_former_version_or_with_damaged_flags_is_refused(run_folder):
     runs.write_record(run_folder / "config.json", CONFIG | {"flags": {"argv": [1]}})
     with pytest.raises(InputError, match="run: no run to resume: its flags are damaged"):
         runs.read_config(run_folder)
-
-
-# --------------------------------------------------------------------------------------------------
-# The rooms of this codebase
-
-ROOMS = [  # each may import those above it, and no other of ours
-    "support.errors",
-    "support.processes",
-    "support.script",
-    "support.runs",
-    "support.files",
-    "support.columns",
-    "support.metrics",
-    "support.huggingface",
-    "support.cpu",
-    "support.former",
-    "support.writers",
-    "support.report",
-    "support.plots",
-    "mtbert",
-    "predict",
-    "train",
-]
-WATCH = """
-import os, sys
-folder, room = sys.argv[1:]
-ours = (folder, os.path.join(folder, "support"))
-noticed = []
-
-def notice(what):
-    frame = sys._getframe(2)
-    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
-        if os.path.dirname(frame.f_code.co_filename) in ours:
-            return noticed.append(what)
-        frame = frame.f_back  # what libraries do is their own
-
-def reading(method):
-    return lambda *arguments: (notice(f"read {arguments[1:]}"), method(*arguments))[1]
-
-def audit(event, arguments):
-    if event.startswith(("open", "os.", "subprocess.", "socket.")):
-        notice(f"{event} {arguments}")
-
-os._Environ.__getitem__ = reading(os._Environ.__getitem__)  # get, in and os.getenv call it too
-os._Environ.__iter__ = reading(os._Environ.__iter__)
-sys.addaudithook(audit)  # files, folders, processes, connections, changes of the environment
-sys.path.insert(0, folder)
-__import__(room)
-print(noticed)
-"""
-
-
-def import_watched(folder, room):
-    """Import a room in a fresh interpreter -> all that is printed, and a list of what it did."""
-    command = [sys.executable, "-c", WATCH, folder, room]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.run(command, text=True, **pipes).stdout
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_importing_a_room_touches_no_variable_no_file_and_prints_nothing(room):
-    assert import_watched(ROOT, room) == "[]\n"
-
-
-def test_the_watch_on_imports_notices_each_effect(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    effects = {
-        "os.environ['PATH']": "read ('PATH',)",
-        "os.environ.get('A')": "read ('A',)",
-        "'B' in os.environ": "read ('B',)",
-        "os.getenv('C')": "read ('C',)",
-        "list(os.environ)": "read ()",
-        "os.environ['D'] = 'd'": "os.putenv (b'D', b'd')",
-        "open('e', 'w')": "open ('e', 'w', ",
-        "os.mkdir('f')": "os.mkdir ('f', ",
-        "print('printed')": "printed\n",
-    }
-    for effect, noticed in effects.items():
-        Path("room.py").write_text(f"import os\n{effect}")
-        assert noticed in import_watched(tmp_path, "room")
-
-
-def imported_rooms(room):
-    """The rooms that a room's file imports, also within its functions."""
-    package = room.rpartition(".")[0]
-    path = ROOT / f"{room.replace('.', '/')}.py"
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {part.name for part in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            if node.level == 1:
-                module = f"{package}.{module}".strip(".")
-            names |= {module} | {f"{module}.{part.name}" for part in node.names}
-    return names & set(ROOMS)
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_run_one_way(room):
-    assert imported_rooms(room) <= set(ROOMS[: ROOMS.index(room)])
