@@ -26,11 +26,10 @@ import safetensors.torch
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 
 from support import cpu, former, huggingface, metrics, processes, report, runs
 from support.columns import Column, each, parse_row
-from support.errors import Diverged, InputError, input_errors, printable
+from support.errors import Diverged, InputError, input_errors, listed, printable
 from support.files import RawRow
 from support.huggingface import EncoderConfig, TransformersEncoder
 from support.script import note
@@ -131,7 +130,10 @@ class Classification:
         return result
 
     def copy_head(self, head, former_task, former_head):
-        """Let `head` start from that of a task of the same name -> whether they fit together."""
+        """Let `head` start from that of a task of the same name.
+
+        -> a list of the labels for which there is nothing to start from; None where none fits.
+        """
         return copy_linear(self, head, former_task, former_head)
 
     # What tables show of it
@@ -323,20 +325,26 @@ class Regression:
     name: str
     mean: float  # of the training labels: what is learned is (number - mean) / std
     std: float
+    decimal: str = "."  # the decimal mark of the labels in tables
 
     kind = "regression"
     fitted = ()
 
     @classmethod
     def from_column(cls, column):
-        return cls(column.name, column.mean, column.std)
+        return cls(column.name, column.mean, column.std, column.decimal)
 
     def column(self):
-        return Column(self.name, self.kind, float, [], [], {}, self.mean, self.std)
+        column = Column(self.name, self.kind, float, decimal=self.decimal)
+        column.mean = self.mean
+        column.std = self.std
+        return column
 
     def check(self):
         if not isinstance(self.name, str):
             raise ValueError("the name of a task must be a string")
+        if self.decimal not in (".", ","):
+            raise ValueError("the decimal mark must be a point or a comma")
         check_number(self.mean, low=-math.inf)
         check_number(self.std, low=0.0)
 
@@ -372,12 +380,12 @@ class Regression:
     def copy_head(self, head, former_task, former_head):
         """The head predicts z-scores: it is rescaled to the mean and spread of today's labels."""
         if former_task.kind != self.kind:
-            return False
+            return None
         weight = former_head.weight * (former_task.std / self.std)
         bias = (former_head.bias * former_task.std + former_task.mean - self.mean) / self.std
         head.weight.data.copy_(weight)
         head.bias.data.copy_(bias)
-        return True
+        return []
 
     def summary(self):
         return "a number"
@@ -427,11 +435,20 @@ def balanced_weights(counts, like):
     return counts.sum() / (len(counts) * counts)
 
 
+@torch.no_grad()
 def copy_linear(task, head, former_task, former_head):
-    if former_task.kind != task.kind or former_task.labels != task.labels:
-        return False
-    head.load_state_dict(former_head.state_dict())
-    return True
+    """Copy the rows of the labels that both tasks have. Arguments and result: `copy_head`."""
+    if former_task.kind != task.kind or not set(former_task.labels) & set(task.labels):
+        return None
+    new_labels = []
+    for number, label in enumerate(task.labels):
+        if label not in former_task.labels:
+            new_labels.append(label)
+            continue
+        former_number = former_task.labels.index(label)
+        head.weight[number] = former_head.weight[former_number]
+        head.bias[number] = former_head.bias[former_number]
+    return new_labels
 
 
 def check_labels(task):
@@ -494,7 +511,8 @@ def encode(tokenizer, rows, tasks=(), max_length=None, empty=None):
         texts = []
         for row in chunk:
             texts.append(row.text if row.text_pair is None else (row.text, row.text_pair))
-        for row, encoding in zip(chunk, tokenizer.encode_batch_fast(texts), strict=True):
+        encodings = huggingface.encode_batch(tokenizer, texts)
+        for row, encoding in zip(chunk, encodings, strict=True):
             num_special = tokenizer.num_special_tokens_to_add(row.text_pair is not None)
             if len(encoding.ids) <= num_special:
                 if empty is None:
@@ -690,11 +708,11 @@ class Encoder(nn.Module):
         self.config = config
         E = config.embedding_size
         D = config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, E)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, E)
+        self.word_embeddings = make_embedding(config.vocab_size, E)
+        self.position_embeddings = make_embedding(config.max_position_embeddings, E)
         self.token_type_embeddings = None
         if config.type_vocab_size > 0:
-            self.token_type_embeddings = nn.Embedding(config.type_vocab_size, E)
+            self.token_type_embeddings = make_embedding(config.type_vocab_size, E)
         self.embedding_norm = nn.LayerNorm(E, eps=config.layer_norm_eps)
         self.embedding_projection = nn.Identity()
         if E != D:
@@ -728,10 +746,16 @@ class Encoder(nn.Module):
         return x
 
 
+def make_embedding(num_embeddings, size):
+    """An nn.Embedding whose weights are still to be drawn, by `init_weights`."""
+    return nn.Embedding.from_pretrained(torch.empty(num_embeddings, size), freeze=False)
+
+
 def init_weights(module):
     """As BERT is initialised: weights from a normal distribution, 0.02 wide; biases zero."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=0.02)
+    if not isinstance(module, (nn.Linear, nn.Embedding)) or module.weight.is_meta:
+        return  # `load` makes models on the meta device, which has shapes only
+    nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
 
@@ -789,6 +813,13 @@ class MTBert(nn.Module):
         self.prediction_dtype = "float32"
         self.metadata = {}  # what config.json says of the run besides: flags, versions, data
 
+    def embed(self, input_ids, attention_mask, token_type_ids=None):
+        """The pooled hidden states, (B, D), which the heads share."""
+        mixed_precision = self.compute_dtype != torch.float32
+        with torch.autocast(input_ids.device.type, self.compute_dtype, enabled=mixed_precision):
+            hidden = self.encoder(input_ids, attention_mask, token_type_ids)  # (B, T, D)
+        return self.pool(hidden.float(), attention_mask)
+
     def forward(self, input_ids, attention_mask, token_type_ids=None, labels=None):
         """-> {task: (B, C) logits} and, where `labels` are given, {task: loss}, else {}.
 
@@ -796,10 +827,7 @@ class MTBert(nn.Module):
         divided by B: a row counts the same in every batch, and a batch without a label of the task
         adds nothing.
         """
-        mixed_precision = self.compute_dtype != torch.float32
-        with torch.autocast(input_ids.device.type, self.compute_dtype, enabled=mixed_precision):
-            hidden = self.encoder(input_ids, attention_mask, token_type_ids)  # (B, T, D)
-        pooled = self.dropout(self.pool(hidden.float(), attention_mask))  # (B, D)
+        pooled = self.dropout(self.embed(input_ids, attention_mask, token_type_ids))
         logits = {}
         losses = {}
         for task in self.tasks:
@@ -1058,14 +1086,36 @@ def evaluate(tasks, labels, logits):
 # Prediction
 
 
-@torch.inference_mode()
 def compute_logits(model, data, batch_size=32):
     """{task: (N, C) float32 array} for a Dataset of N rows, in its order."""
+
+    def compute(batch):
+        logits, _ = model(**batch)
+        return logits
+
+    sizes = {task.name: task.num_logits for task in model.tasks}
+    logits = compute_in_batches(compute, sizes, model, data, batch_size)
+    for name, values in logits.items():
+        if not np.isfinite(values).all():
+            raise Diverged(
+                f"the model gives {name!r} no finite value: its training diverged; "
+                "train it with a lower --lr"
+            )
+    return logits
+
+
+@torch.inference_mode()
+def compute_in_batches(compute, sizes, model, data, batch_size):
+    """What compute(batch) gives for the rows of a Dataset, in order: {name: (N, C) float32 array}.
+
+    sizes: {name: C}. Nothing that several threads share is changed, and no autocast around the call
+    counts.
+    """
     model.eval()
     device = next(model.parameters()).device
-    logits = {}
-    for task in model.tasks:
-        logits[task.name] = torch.zeros(len(data), task.num_logits)
+    found = {}
+    for name, size in sizes.items():
+        found[name] = torch.zeros(len(data), size, dtype=torch.float32)
     # Batches of similar lengths, the longest first: a lack of memory shows at once. Each process
     # takes its share of the batches.
     order = np.argsort(data.lengths, kind="stable")[::-1].copy()
@@ -1073,18 +1123,14 @@ def compute_logits(model, data, batch_size=32):
     for start in starts[processes.rank() :: processes.count()]:
         rows = order[start : start + batch_size]
         batch = collate(data, rows, model.encoder.config, device)
-        batch["labels"] = None
-        batch_logits, _ = model(**batch)
-        for name, values in batch_logits.items():
-            logits[name][rows] = values.cpu()
+        del batch["labels"]
+        with torch.autocast(device.type, enabled=False):
+            values_of = compute(batch)
+        for name, values in values_of.items():
+            found[name][rows] = values.float().cpu()
     result = {}
-    for name, values in logits.items():
+    for name, values in found.items():
         result[name] = processes.sum_over_processes(values, device).numpy()
-        if not np.isfinite(result[name]).all():
-            raise Diverged(
-                f"the model gives {name!r} no finite value: its training diverged; "
-                "train it with a lower --lr"
-            )
     return result
 
 
@@ -1104,24 +1150,67 @@ def predictions_of(tasks, logits):
     return result
 
 
-def predict(model, texts):
-    """A list of {task: prediction}, one for each text or (text, text_pair), in order.
+def predict(model, texts, empty=None):
+    """A list of {task: prediction}, one for each text, in order.
+
+    texts: a list of texts, of pairs (text, text_pair), or of rows, which are dicts as in a file;
+    one such dict; or a pandas.DataFrame. empty="mask": an empty text is predicted as the mask token
+    is, for explainers that leave words out; by default it is an error.
 
     A prediction is {"label", "name", "probability", "probabilities": {label: p}} of a class,
     {"labels", "names", "probabilities"} of any number of labels, {"value"} of a number.
     Probabilities are calibrated on the validation rows. Raises InputError for a text that has no
-    tokens.
+    tokens. Threads may share a model.
     """
-    if isinstance(texts, str):
-        raise InputError("predict takes a list of texts")
+    return predict_encoded(model, encode_texts(model, texts, empty))
+
+
+def embed(model, texts, empty=None):
+    """The pooled hidden states of N texts: a float32 array (N, D). Arguments: `predict`."""
+
+    def compute(batch):
+        return {"pooled": model.embed(**batch)}
+
+    sizes = {"pooled": model.encoder.config.hidden_size}
+    data = encode_texts(model, texts, empty)
+    return compute_in_batches(compute, sizes, model, data, batch_size=32)["pooled"]
+
+
+def encode_texts(model, texts, empty):
+    """The Dataset of what `predict` takes. Raises InputError."""
+    if hasattr(texts, "to_dict") and hasattr(texts, "columns"):  # a DataFrame
+        texts = texts.to_dict("records")
+    if isinstance(texts, dict):
+        texts = [texts]
+    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
+        raise InputError(f"texts must be a list of texts, not {type(texts).__name__}")
     rows = []
-    for number, text in enumerate(texts, 1):
-        pair = None
-        if isinstance(text, (tuple, list)) and len(text) == 2:
-            text, pair = text
-        raw = RawRow(f"text {number}", None, {"text": text, "text_pair": pair}, None)
-        rows.append(parse_row(raw))
-    return predict_encoded(model, encode(model.tokenizer, rows, max_length=model.max_length))
+    for number, given in enumerate(texts, 1):
+        where = f"text {number}"
+        text, text_pair = text_and_pair(model, where, given)
+        if empty == "mask" and isinstance(text, str) and not text.strip():
+            text = huggingface.mask_token(model.tokenizer)
+        values = {"text": text, "text_pair": text_pair}
+        rows.append(parse_row(RawRow(where, None, values, None, is_text=True)))
+    return encode(model.tokenizer, rows, max_length=model.max_length)
+
+
+def text_and_pair(model, where, given):
+    """The text and the second text, or None, of what a caller gave for one row."""
+    text = given
+    text_pair = None
+    if isinstance(given, dict):
+        flags = model.metadata.get("flags") or {}
+        column = flags.get("text_column") or "text"
+        if column not in given:
+            raise InputError(f"{where}: no {column!r} among the keys {listed(given)}")
+        text = given[column]
+        text_pair = given.get(flags.get("pair_column") or "text_pair")
+    elif isinstance(given, (tuple, list)) and len(given) == 2:
+        text, text_pair = given
+    if model.metadata.get("pairs") and not text_pair:
+        raise InputError(f"{where}: the model learned from pairs; give (text, text_pair)")
+    return text, text_pair
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1185,26 +1274,39 @@ def load(folder, device="auto", dtype="auto", trainable=False):
     config = read_model_config(folder)
     if "transformers" in config["encoder"] and "transformers" not in sys.modules:
         note("the encoder is computed by transformers, which is imported now")
-    with torch.device("meta"):  # shapes without memory
-        encoder = make_encoder(config["encoder"], mistake=f"{folder} cannot be loaded")
-        model = MTBert(encoder, config["tasks"], None, config["pooling"])
     with input_errors(f"{folder} cannot be loaded"):
+        shapes = huggingface.read_shapes(folder / "model.safetensors")
+        sizes = huggingface.sizes_of(shapes)
+        huggingface.check_sizes(config["encoder"], sizes)
+    mistake = f"{folder} cannot be loaded"
+    try:
+        with torch.device("meta"), huggingface.bounded(sizes):  # shapes without memory
+            encoder = make_encoder(config["encoder"], mistake=mistake)
+            model = MTBert(encoder, config["tasks"], None, config["pooling"])
+    except huggingface.TooLarge as error:
+        raise InputError(f"{mistake}: {error}") from None
+    with input_errors(mistake):
         check_encoder(model, config["encoder"])
         check_weights(folder / "model.safetensors", model.state_dict())
         runs.check_sha256(folder / "tokenizer.json", config["tokenizer_sha256"])
         runs.check_sha256(folder / "model.safetensors", config["weights_sha256"])
         state = safetensors.torch.load_file(folder / "model.safetensors")
-        model.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        model.tokenizer = huggingface.read_tokenizer_file(folder / "tokenizer.json")
     if isinstance(encoder, TransformersEncoder):
         model.encoder = make_encoder(config["encoder"])  # for its buffers, which are in no file
     for name, tensor in state.items():
         state[name] = tensor.clone()  # in memory that is aligned, not in the file
     model.load_state_dict(state, assign=True)
+    model.eval()
+    if isinstance(encoder, TransformersEncoder):
+        with input_errors(f"{folder} cannot be loaded"):
+            model.encoder.check_cost()
     model.truncation = config["truncation"]
     model.max_length = min(config["max_length"], encoder.config.max_length)
     huggingface.set_truncation(model.tokenizer, model.truncation, model.max_length)
     model.metadata = config["metadata"]
-    model.to(processes.pick_device(device)).eval()
+    processes.survive_forks()
+    model.to(processes.pick_device(device))
     if not trainable:
         model.prediction_dtype = cpu.speed_up_prediction(model, dtype)
     return model
@@ -1228,6 +1330,8 @@ def read_model_config(folder):
             config[name] = saved.pop(name)
         config["tasks"] = read_tasks(saved.pop("tasks"), saved.pop("fitted"))
         config["metadata"] = saved
+        if not isinstance(config["encoder"], dict):
+            raise ValueError("its encoder is not described")
         if config["pooling"] not in POOLING or config["truncation"] not in TRUNCATION:
             raise ValueError("its pooling or truncation is not known here")
         if type(config["max_length"]) is not int or config["max_length"] < 4:
@@ -1302,11 +1406,20 @@ def load_encoder(name_or_folder, dropout=0.1):
     mistake = f"encoder {str(name_or_folder)!r} cannot be loaded"
     encoder = make_encoder(checkpoint.config, dropout, mistake)
     huggingface.load_weights(encoder, checkpoint, name_or_folder)
+    check_finite_weights(encoder, name_or_folder)
     if isinstance(encoder, TransformersEncoder):
         with input_errors(f"encoder {str(name_or_folder)!r} is no encoder of texts"):
             encoder.check()
     encoder.source = checkpoint.source
     return encoder
+
+
+def check_finite_weights(encoder, name):
+    for parameter_name, parameter in encoder.named_parameters():
+        if not parameter.isfinite().all():
+            tensors = huggingface.transformers_names(parameter_name, encoder.config.model_type)
+            found = f"{' or '.join(tensors)} holds NaN or infinity"
+            raise InputError(f"encoder {name!r}: its weights are damaged: {found}")
 
 
 def load_tokenizer(name_or_folder, max_length, vocab_size, truncation="head"):
@@ -1317,7 +1430,7 @@ def load_tokenizer(name_or_folder, max_length, vocab_size, truncation="head"):
     """
     with input_errors(f"the tokenizer of encoder {name_or_folder!r} cannot be loaded"):
         if runs.is_run(name_or_folder):
-            tokenizer = Tokenizer.from_file(str(Path(name_or_folder) / "tokenizer.json"))
+            tokenizer = huggingface.read_tokenizer_file(Path(name_or_folder) / "tokenizer.json")
         else:
             tokenizer = huggingface.read_tokenizer(name_or_folder)
         size = tokenizer.get_vocab_size()
@@ -1328,23 +1441,25 @@ def load_tokenizer(name_or_folder, max_length, vocab_size, truncation="head"):
 
 
 def take_heads(model, folder):
-    """Let `model` start from those heads of the run in `folder` that fit its tasks -> their names.
+    """Let `model` start from those heads of the run in `folder` that fit its tasks.
 
-    None where the run pools otherwise.
+    -> {task: a list of its labels that the run does not have}, or None where the run pools
+    otherwise.
     """
     former_model = load(folder, "cpu", trainable=True)
     if former_model.pooling != model.pooling:
         return None
     model.pool.load_state_dict(former_model.pool.state_dict())
     former_tasks = {task.name: task for task in former_model.tasks}
-    taken = []
+    taken = {}
     for task in model.tasks:
         if task.name not in former_tasks:
             continue
         head = model.heads[head_key(task)]
         former_head = former_model.heads[head_key(task)]
-        if task.copy_head(head, former_tasks[task.name], former_head):
-            taken.append(task.name)
+        new_labels = task.copy_head(head, former_tasks[task.name], former_head)
+        if new_labels is not None:
+            taken[task.name] = new_labels
     return taken
 
 

@@ -1,6 +1,7 @@
 """Predict all tasks for texts with a trained model, or score it on labelled rows.
 
 python predict.py "great movie"
+python predict.py "a text" --pair "and the one that it is compared with"
 python predict.py --input reviews.csv --output predictions.csv
 python predict.py --input labelled.csv --score
 
@@ -9,24 +10,45 @@ computed and how they are written stands elsewhere.
 """
 
 import json
+import queue
 import sys
-from itertools import count, islice
+import threading
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
+
+from support.versions import are_new_enough
+
+if not are_new_enough("predict.py"):
+    sys.exit(2)
 
 import numpy as np
 from tqdm import tqdm
 
 import mtbert
 from support import cpu, processes, report, runs, writers
-from support.columns import check_text_column, convert_labels, parse_row, unseen_labels
+from support.columns import (
+    SPLITS,
+    check_pair_column,
+    check_text_column,
+    convert_labels,
+    find_split_column,
+    name_of_pair,
+    parse_row,
+    row_hash,
+    split_called,
+    unseen_labels,
+)
 from support.errors import InputError, input_errors, listed
 from support.files import RawRow, format_flags, format_of, read_rows
 from support.script import Parser, note, run_script, warn
 
 WINDOW = 4096  # rows in memory at a time; they are sorted by length
+PAUSE = 0.1  # seconds after which the rows of standard input are predicted that there are
+STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 DTYPES = ("auto", "float32", "bfloat16", "int8")
 DTYPE_HELP = "auto: the fastest here (the default; with --score that of the run's own test)"
 
@@ -38,18 +60,31 @@ def parse_args(argv):
     )
     flag = parser.add_argument
     flag("texts", nargs="*", metavar="TEXT", help="texts to predict")
+    flag("--pair", action="append", metavar="TEXT", help="the second text; once for each text")
     flag("--model", metavar="FOLDER", help="a run (default: the newest finished one in runs/)")
     flag("--input", metavar="FILE", help=".txt, .csv, .tsv, .json, .jsonl; -: a text a line, stdin")
     flag("--output", metavar="FILE", help=".jsonl, .csv or .tsv, written whole or not at all")
     flag("--json", action="store_true", help="print JSON Lines in place of a table")
     flag("--score", action="store_true", help="compare with --input's labels, and print metrics")
-    flag("--strict", action="store_true", help="stop at a row that cannot be predicted")
+    flag("--split", choices=(*SPLITS, "all"), help="rows to score of a file with splits (test)")
     format_flags(flag)
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     flag("--dtype", choices=DTYPES, help=DTYPE_HELP)
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except InputError as error:
+        if "unrecognized arguments: -" not in str(error):
+            raise
+        hint = "texts that begin with - follow after --, as in: predict.py -- '-5 degrees'"
+        raise InputError(f"{error}; {hint}") from None
     if bool(args.texts) == bool(args.input):
         raise InputError("give texts, or --input FILE; see --help")
+    if args.input in STDIN:
+        args.input = "-"
+    if args.pair and len(args.pair) != len(args.texts):
+        raise InputError(f"{len(args.texts)} texts, but {len(args.pair)} times --pair TEXT")
+    if args.split and not args.score:
+        raise InputError("--split picks the rows for --score")
     if args.score and (args.json or not args.input or args.input == "-"):
         raise InputError("--score takes --input FILE with labels, and no --json")
     if args.input == "-" and processes.launched().processes > 1:
@@ -137,12 +172,12 @@ def read_windows(model, raw_rows, format, args):
     strict = args.strict or not args.input
     tasks = model.tasks if args.score else []
     columns = [task.column() for task in tasks]
-    for number in count():
-        chunk = list(islice(raw_rows, WINDOW))
-        if number == 0 and args.input:
+    is_first = True
+    for chunk in chunks(raw_rows, hurry=args.input == "-"):
+        if is_first and args.input:
             check_text_column(args.input, chunk, format)
-        if not chunk:
-            return
+            check_pairs(model, chunk, format, args)
+        is_first = False
         errors = [None] * len(chunk)
         parsed = {}  # place in the chunk -> Row
         for i, raw in enumerate(chunk):
@@ -154,6 +189,60 @@ def read_windows(model, raw_rows, format, args):
                 errors[i] = without_place(raw, str(error))
         data = encode(model, parsed, tasks, None if strict else errors)
         yield Window(chunk, errors, list(parsed.values()), data)
+
+
+def chunks(rows, hurry):
+    """Lists of at most WINDOW rows; with `hurry` shorter ones, where no row follows at once."""
+    if not hurry:
+        while chunk := list(islice(rows, WINDOW)):
+            yield chunk
+        return
+    waiting = queue.Queue(WINDOW)  # of (row, None); at the end (None, an exception or None)
+    threading.Thread(target=read_ahead, args=(rows, waiting), daemon=True).start()
+    while True:
+        chunk = [waiting.get()]
+        while len(chunk) < WINDOW and chunk[-1][0] is not None:
+            try:
+                chunk.append(waiting.get(timeout=PAUSE))
+            except queue.Empty:
+                break
+        is_end = chunk[-1][0] is None
+        found = [row for row, _ in chunk if row is not None]
+        if found:
+            yield found
+        if is_end:
+            error = chunk[-1][1]
+            if error is not None:
+                raise error
+            return
+
+
+def read_ahead(rows, waiting):
+    try:
+        for row in rows:
+            waiting.put((row, None))
+        waiting.put((None, None))
+    except Exception as error:
+        waiting.put((None, error))
+
+
+def check_pairs(model, raw_rows, format, args):
+    """Raise InputError for a file without second texts if the model learned from pairs."""
+    if format.pair_column == "":
+        return
+    columns = {}
+    for raw in raw_rows:
+        if isinstance(raw.values, dict):
+            columns.update(raw.values)
+    if learned_from_pairs(model):
+        check_pair_column(args.input, columns, format)
+    elif model.metadata.get("pairs") is False and name_of_pair(format) in columns:
+        what = f"{name_of_pair(format)!r} is read as a second text, and the model saw none"
+        note(f'{what}; --pair-column "" leaves it out')
+
+
+def learned_from_pairs(model):
+    return model.metadata.get("pairs") is True
 
 
 def encode(model, parsed, tasks, errors):
@@ -185,19 +274,24 @@ def without_place(raw, message):
 # What is done with them
 
 
-def score(model, raw_rows, format, args):
+def score(model, folder, format, args):
     """Print the metrics of the labelled rows, as training does, and write them to --output."""
+    raw_rows = rows_to_score(model, format, args)
     logits = {task.name: [] for task in model.tasks}
     labels = {task.name: [] for task in model.tasks}
     rows = []
     found = {}  # its keys are the columns of the input, in order
     failures = []
+    trained = read_hashes(folder)
+    num_trained = 0
     for window in read_windows(model, raw_rows, format, args):
         window_logits = mtbert.compute_logits(model, window.data)
         for task in model.tasks:
             logits[task.name].append(window_logits[task.name])
             labels[task.name].append(window.data.labels[task.name])
-        rows += [row._replace(text="", text_pair=None) for row in window.rows]  # saves memory
+        for row in window.rows:
+            num_trained += row_hash(row) in trained
+            rows.append(row._replace(text="", text_pair=None))  # saves memory
         for raw, error in zip(window.raw_rows, window.errors, strict=True):
             if isinstance(raw.values, dict):
                 found.update(dict.fromkeys(raw.values))
@@ -215,8 +309,12 @@ def score(model, raw_rows, format, args):
             message += f"; {len(failures)} rows were left out, the first: {failures[0]}"
         raise InputError(message)
     for task in model.tasks:
+        if task.name not in metrics:
+            warn(f"no row has a label of {task.name!r}; the columns are {listed(found)}")
         for sentence in unseen_labels(task.column(), "given", rows):
             warn(sentence)
+    if num_trained:
+        warn(f"{num_trained} of {len(rows)} rows are training rows of this run, and no test of it")
     if failures:
         warn(f"{len(failures)} rows were left out; the first: {failures[0]}")
     report.print_metrics(model.tasks, metrics, Path(args.input).name)
@@ -224,10 +322,65 @@ def score(model, raw_rows, format, args):
         runs.write(args.output, metrics)
 
 
+def rows_to_score(model, format, args):
+    """The rows of a file; of one with splits those that --split names, or its test rows."""
+    asked = [task.name for task in model.tasks]
+    column = format.split_column
+    if column is None:
+        column = find_split_column(readable_rows(format, args), asked)
+    counts = Counter()
+    for raw in read_rows(args.input, format):
+        counts[split_of(raw, column)] += 1
+    has_splits = any(counts[split] for split in SPLITS)
+    if args.split not in (None, "all") and not has_splits:
+        raise InputError(f"--split {args.split}: {args.input} has no splits")
+    if args.split == "all" or not has_splits:
+        return read_rows(args.input, format)
+    split = args.split or "test"
+    known = ", ".join(f"{counts[name]} {name}" for name in SPLITS)
+    if not counts[split]:
+        raise InputError(f"{args.input}: no {split} rows to score ({known}); see --split")
+    note(f"{args.input}: the {split} rows are scored ({known}); --split names others, or all")
+    return rows_of_split(read_rows(args.input, format), split, column)
+
+
+def rows_of_split(raw_rows, split, column):
+    for raw in raw_rows:
+        is_broken = not isinstance(raw.values, dict)  # it is said, whatever its split
+        if is_broken or split_of(raw, column) == split:
+            yield raw
+
+
+def readable_rows(format, args):
+    for raw in read_rows(args.input, format):
+        try:
+            yield parse_row(raw, format)
+        except InputError:  # it is said when it is to be scored
+            continue
+
+
+def split_of(raw, column):
+    """The split of a row, as its file or its column `column` says; or None."""
+    if raw.split is not None or not isinstance(raw.values, dict):
+        return raw.split
+    return split_called(raw.values.get(column))
+
+
+def read_hashes(folder):
+    """The hashes of the rows that the run in `folder` was trained on."""
+    path = Path(folder) / "train_rows.bin"
+    if not path.is_file():  # of a former version
+        return set()
+    content = path.read_bytes()
+    return {content[i : i + 8] for i in range(0, len(content), 8)}
+
+
 def predict(model, raw_rows, format, args):
     """Write each row's predictions to --output, or print them."""
-    num_failed = 0
+    num_rows = 0
+    failures = []
     num_truncated = 0
+    num_single = 0  # texts without a second one
     with writers.opened(args.output) as file, tqdm(unit=" rows", disable=hide_bar(args)) as bar:
         writer = make_writer(model, file, format, args)
         for window in read_windows(model, raw_rows, format, args):
@@ -237,15 +390,23 @@ def predict(model, raw_rows, format, args):
                     writer.write(raw, next(predictions), None)
                 else:
                     writer.write(raw, None, error)
-                    num_failed += 1
+                    failures.append(error)
+            num_rows += len(window.raw_rows)
             num_truncated += window.data.num_truncated
+            num_single += sum(row.text_pair is None for row in window.rows)
+            if args.input == "-":
+                writer.finish()  # someone may be waiting for it
             bar.update(len(window.raw_rows))
         writer.finish()
     if num_truncated:
         what = f"{num_truncated} texts are longer than {model.max_length} tokens"
         note(f"{what} and {mtbert.TRUNCATION[model.truncation]}")
-    if num_failed:
-        what = f"{num_failed} rows could not be predicted"
+    if num_single and learned_from_pairs(model):
+        note(f"{num_single} rows have no second text, and the model learned from pairs")
+    if failures and len(failures) == num_rows:
+        raise InputError(f"none of {num_rows} rows could be predicted; the first: {failures[0]}")
+    if failures:
+        what = f"{len(failures)} rows could not be predicted"
         note(f"{what}; their lines say why, and --strict stops at the first")
 
 
@@ -275,9 +436,12 @@ def find_format(model, args):
     return format_of(args, flags)
 
 
-def rows_of_texts(texts, format):
+def rows_of_texts(texts, format, pairs=None):
     for number, text in enumerate(texts, 1):
-        yield RawRow(f"text {number}", None, {format.text_column: text}, None)
+        values = {format.text_column: text}
+        if pairs:
+            values[name_of_pair(format)] = pairs[number - 1]
+        yield RawRow(f"text {number}", None, values, None, is_text=True)
 
 
 def main(argv=None):
@@ -290,13 +454,16 @@ def main(argv=None):
         folder = processes.from_rank_0(found)
     model = mtbert.load(folder, device, choose_dtype(args, folder, device))
     format = find_format(model, args)
-    raw_rows = rows_of_texts(args.texts, format)
+    if args.score:
+        score(model, folder, format, args)
+        return
     if args.input:
         raw_rows = read_rows(args.input, format)
-    if args.score:
-        score(model, raw_rows, format, args)
     else:
-        predict(model, raw_rows, format, args)
+        if learned_from_pairs(model) and not args.pair and format.pair_column != "":
+            raise InputError("the model learned from pairs of texts: --pair TEXT gives the second")
+        raw_rows = rows_of_texts(args.texts, format, args.pair)
+    predict(model, raw_rows, format, args)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P and -I leave it out
 
+from support.versions import are_new_enough
+
+if not are_new_enough("train.py"):
+    sys.exit(2)
+
 import torch
 
 import mtbert
 from support import cpu, huggingface, plots, processes, report, runs
-from support.columns import Notes, read_data
+from support.columns import Notes, all_have_pairs, read_data, row_hash
 from support.errors import InputError
-from support.files import format_flags, format_of
+from support.files import check_is_file, format_flags, format_of
 from support.script import Parser, number, run_script, warn
 
 SAMPLE = Path(__file__).parent / "sample_data.json"
@@ -42,6 +47,10 @@ RENAMED = {
     "--accumulate": "--gradient-accumulation",
 }
 REMOVED = ("--conflict-every", "--freeze-embeddings", "--passes")
+# Flags in which a resumed run may differ. Files and weights are known by their content
+# (`check_data`, runs.check_resume); the others change no result or, as --device, are said.
+MAY_DIFFER = ("data", "val", "test", "encoder", "device", "verbose", "save_every")
+MAY_DIFFER += ("out", "overwrite", "resume", "go_on")
 
 
 def task_weight(text):
@@ -81,6 +90,7 @@ def make_parser():
     flag("--tasks", **names, help="columns to learn, in order (default: all that look like labels)")
     flag("--kinds", nargs="+", type=task_kind, default=[], metavar="NAME=KIND", help=KINDS_HELP)
     flag("--regression", **names, default=[], help="the same as --kinds NAME=regression")
+    flag("--classification", **names, default=[], help="the same as --kinds NAME=classification")
     format_flags(flag)
     weights = {"nargs": "+", "type": task_weight, "default": [], "metavar": "NAME=W"}
     flag("--task-weights", **weights, help="weights of the losses (default: 1)")
@@ -126,6 +136,8 @@ def make_parser():
     flag("--overwrite", action="store_true", help="let --out be a folder in use")
     flag("--verbose", action="store_true", help="print a line for each class, too")
     flag("--resume", metavar="FOLDER", help="go on with the stopped run in FOLDER, with its flags")
+    go_on = {"action": "store_true", "dest": "go_on"}
+    flag("--continue", **go_on, help="go on with the run in --out, if one has begun there")
     flag("--save-every", **counts, help="steps between snapshots (default: one an epoch)")
     return parser
 
@@ -141,6 +153,8 @@ def parse_args(argv, repeats=1):
     args = parser.parse_args(argv)
     args.argv = argv
     args.repeats = repeats
+    if args.go_on and (args.out is None or args.overwrite):
+        raise InputError("--continue takes --out FOLDER, to find the run again, and no --overwrite")
     if args.resume is not None:
         args = resumed_args(parser, args, argv)
     if args.out is not None and Path(args.out).resolve() == Path(args.encoder).resolve():
@@ -150,6 +164,7 @@ def parse_args(argv, repeats=1):
     args.task_weights = dict(args.task_weights)
     args.kinds = dict(args.kinds)
     args.kinds.update(dict.fromkeys(args.regression, "regression"))
+    args.kinds.update(dict.fromkeys(args.classification, "classification"))
 
     variant = mtbert.VARIANTS[args.variant]
     if args.task_weights and not variant["all_tasks"]:
@@ -177,13 +192,15 @@ def check_renamed(argv):
 
 def resumed_args(parser, args, argv):
     """The flags that the run in args.resume began with. Raises InputError for other ones."""
+    if args.out is not None and Path(args.out).resolve() != Path(args.resume).resolve():
+        raise InputError(f"--resume goes on in {args.resume}; leave out --out {args.out}")
     flags = runs.read_config(args.resume)["flags"]
     check_renamed(flags["argv"])
     stored = parser.parse_args(flags["argv"])
     together = parser.parse_args(flags["argv"] + argv)
     for name, value in vars(stored).items():
         given = getattr(together, name)
-        if name not in ("resume", "verbose") and given != value:
+        if name not in MAY_DIFFER and given != value:
             name = f"--{name.replace('_', '-')}"
             raise InputError(
                 f"{name} {given} contradicts {name} {value} of the run in {args.resume}"
@@ -209,9 +226,10 @@ def read_rows(args, saved):
     """
     digests = {}
     for path in args.data + args.val + args.test:
+        check_is_file(path)
         digests[path] = runs.file_sha256(path)
-        if saved and digests[path] != saved["data_sha256"].get(path):
-            raise InputError(f"{path} has changed since the run in {args.resume} began")
+    if saved:
+        check_data(args, digests, saved)
     notes = Notes()
     columns, rows = read_data(
         args.data,
@@ -230,13 +248,39 @@ def read_rows(args, saved):
     for name in args.task_weights:
         if name not in names:
             raise InputError(f"--task-weights: there is no task {name!r}")
+    if not any(args.task_weights.get(name, 1.0) for name in names):
+        raise InputError("--task-weights: all of them are zero, so nothing would be learned")
     return make_tasks(columns), columns, rows, notes, digests
+
+
+def check_data(args, digests, saved):
+    """Raise InputError unless the files are those that the run to resume began with.
+
+    They may stand elsewhere now: their content counts, and their order.
+    """
+    for name in ("data", "val", "test"):
+        paths = getattr(args, name)
+        current = [digests[path] for path in paths]
+        former = [saved["data_sha256"][path] for path in saved["flags"][name]]
+        if len(current) != len(former):
+            raise InputError(f"--{name} named {len(former)} files when the run began; name them")
+        for path, digest, former_digest in zip(paths, current, former, strict=True):
+            if digest != former_digest:
+                began = f"since the run in {args.resume} began"
+                raise InputError(f"{path} has changed {began}, or is another file")
+
+
+def without(rows, numbers):
+    """The rows but for those of these numbers."""
+    left_out = set(numbers)
+    return [row for i, row in enumerate(rows) if i not in left_out]
 
 
 def prepare(args, device, saved):
     """Read the rows, load the encoder, and say what there is -> model, rows, Datasets of them."""
     tasks, columns, rows, notes, digests = read_rows(args, saved)
     encoder = mtbert.load_encoder(args.encoder, args.dropout)
+    encoder_sha256 = runs.tensors_sha256(encoder.state_dict())
     longest = encoder.config.max_length
     max_length = args.max_length or longest
     if max_length > longest:
@@ -244,10 +288,17 @@ def prepare(args, device, saved):
     vocab_size = encoder.config.vocab_size
     tokenizer = mtbert.load_tokenizer(args.encoder, max_length, vocab_size, args.truncation)
     report.print_encoder(args.encoder, encoder)
+    print_sentence_settings(args.encoder, args.pooling, max_length)
 
     data = {}
     for split, part in rows.items():
-        data[split] = mtbert.encode(tokenizer, part, tasks, max_length)
+        empty = None if args.strict else []
+        data[split] = mtbert.encode(tokenizer, part, tasks, max_length, empty)
+        if empty:
+            rows[split] = without(part, empty)
+            data[split] = mtbert.encode(tokenizer, rows[split], tasks, max_length)
+            what = f"{len(empty)} {split} rows were left out: no token is left of their text"
+            notes.messages.append(f"{what}; --strict stops at the first")
     draws = mtbert.expected_draws(data["train"].labels, args.task_sampling, args.repeats)
     rates = mtbert.label_rates(draws, data["train"].labels)
     if args.epochs is None:
@@ -264,26 +315,46 @@ def prepare(args, device, saved):
     model.max_length = max_length
     model.compute_dtype = cpu.pick_dtype(args.dtype, device)
     if runs.is_run(args.encoder):
-        report.print_heads(args.encoder, mtbert.take_heads(model, args.encoder))
+        start_heads(model, args.encoder)
     if args.compile:
+        cpu.check_compiler(device)
         model.compile(dynamic=True)
     model.metadata = {
         "flags": vars(args),
         "encoder_source": encoder.source,
-        "versions": describe_versions(model.compute_dtype),
+        "encoder_sha256": encoder_sha256,
+        "versions": describe_versions(device, model.compute_dtype),
         "data_sha256": digests,
+        "pairs": all_have_pairs(rows["train"]),
         "launcher": processes.launched().name,
     }
     return model, rows, data
 
 
-def describe_versions(dtype):
+def print_sentence_settings(encoder, pooling, max_length):
+    """Say how sentence-transformers would use an encoder that it trained, and how it is used."""
+    settings = huggingface.sentence_settings(encoder)
+    if settings is not None:
+        here = f"here: {pooling} pooling, at most {max_length} tokens"
+        print(f"sentence-transformers uses this encoder with {settings}; {here}")
+
+
+def start_heads(model, folder):
+    """Let heads start from those of the run in `folder`, and say which do, and what it drops."""
+    heads = mtbert.take_heads(model, folder)
+    dropped = {task.name for task in mtbert.read_model_config(Path(folder))["tasks"]}
+    dropped.difference_update(task.name for task in model.tasks)
+    report.print_heads(folder, heads, sorted(dropped))
+
+
+def describe_versions(device, dtype):
     """What equal runs must have in common to be equal to the bit."""
     versions = {}
     for package in ("torch", "transformers", "tokenizers", "numpy", "scipy", "scikit-learn"):
         versions[package] = version(package)
     versions["processes"] = processes.count()
     versions["threads"] = torch.get_num_threads()
+    versions["device"] = device.type
     versions["dtype"] = str(dtype)
     return versions
 
@@ -325,6 +396,8 @@ def train_and_test(args, folder, model, rows, data):
     }
     if processes.is_first():
         write_test_predictions(folder, tasks, rows["test"], predictions)
+        hashes = {row_hash(row) for row in rows["train"]}
+        runs.write(folder / "train_rows.bin", b"".join(sorted(hashes)))
         runs.write(folder / "metrics.json", result)
         draw(folder, result)
         runs.remove(folder, "snapshot*")
@@ -358,25 +431,32 @@ def draw(folder, result):
 def draw_if_missing(folder):
     """A run may have been killed between its last record and its picture."""
     if processes.is_first() and not (folder / "report.png").exists():
-        draw(folder, json.loads((folder / "metrics.json").read_text("utf-8")))
+        draw(folder, read_metrics(folder))
+
+
+def read_metrics(folder):
+    return json.loads((folder / "metrics.json").read_text("utf-8"))
 
 
 def main(argv=None, repeats=1):
+    """Do what the flags `argv` ask for -> what metrics.json says of the run."""
     cpu.use_huge_pages()
-    args = parse_args(sys.argv[1:] if argv is None else argv, repeats)
+    if argv is None:
+        argv = sys.argv[1:]
+    args = parse_args(argv, repeats)
     device = processes.join_processes(processes.pick_device(args.device))
-    with runs.open_run(args.out, args.resume, args.overwrite, args.variant, device) as opened:
-        folder, saved, finished = opened
+    where = (args.out, args.resume, args.overwrite, args.variant)
+    with runs.open_run(*where, device, args.go_on) as (folder, saved, finished):
+        if saved and args.resume is None:  # with --continue, or restarted by torchrun
+            args = parse_args([*argv, "--resume", str(folder)])
         if finished:
             print(f"the run in {folder} is finished")
             draw_if_missing(folder)
-            return
-        if saved:  # torchrun's restart goes on with the flags that the run began with
-            args = parse_args(["--resume", str(folder)])
+            return read_metrics(folder)
         model, rows, data = prepare(args, device, saved)
         if processes.is_first():
             begin_or_resume(folder, model, saved)
-        train_and_test(args, folder, model, rows, data)
+        return train_and_test(args, folder, model, rows, data)
 
 
 def begin_or_resume(folder, model, saved):
@@ -388,7 +468,7 @@ def begin_or_resume(folder, model, saved):
     if difference:
         warn(difference)
     for key in model.metadata:
-        model.metadata[key] = saved[key]
+        model.metadata[key] = saved.get(key, model.metadata[key])
 
 
 if __name__ == "__main__":

@@ -11,14 +11,24 @@ import re
 import shlex
 from collections import Counter
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import NamedTuple
 
 import numpy as np
 
 from .errors import InputError, listed
-from .files import PLAIN, RawLabel, read_rows
+from .files import PLAIN, NoRow, RawLabel, clean, ending_of, read_rows
 
 SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {  # what people call them
+    "train": "train",
+    "training": "train",
+    "dev": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 
 
 class Row(NamedTuple):
@@ -40,6 +50,16 @@ class Column:
     label_names: dict = field(default_factory=dict)  # str(label) -> a name for people
     mean: float = 0.0  # of the training rows' numbers, for regression
     std: float = 1.0
+    decimal: str = "."  # the decimal mark of numbers in tables
+
+
+class TooFew(InputError):
+    """A column has too few labels to be learned."""
+
+    def __init__(self, name, message, reason):
+        super().__init__(message)
+        self.name = name  # of the column
+        self.reason = reason  # for the list of columns that are left out
 
 
 @dataclass
@@ -73,11 +93,15 @@ def parse_row(raw, format=PLAIN):
     check_unicode(raw)
     labels = {}
     for name, value in raw.values.items():
-        if name not in (format.text_column, format.pair_column or "text_pair"):
+        if name not in (format.text_column, name_of_pair(format)):
             label = parse_label(raw, name, value, format)
             if label is not None:
                 labels[name] = label
     return Row(raw.where, text, text_pair, labels)
+
+
+def name_of_pair(format):
+    return format.pair_column or "text_pair"
 
 
 def parse_texts(raw, format):
@@ -85,15 +109,33 @@ def parse_texts(raw, format):
     if format.text_column not in values:
         keys = f"no {format.text_column!r} among the keys {listed(values)}"
         raise InputError(f"{raw.where}: {keys}; --text-column names it")
-    if format.pair_column is not None and format.pair_column not in values:
+    if format.pair_column and format.pair_column not in values:
         keys = f"no {format.pair_column!r} among the keys {listed(values)}"
         raise InputError(f"{raw.where}: {keys}; --pair-column names it")
-    text = values[format.text_column]
-    text_pair = values.get(format.pair_column or "text_pair") or None
-    for value in (text, text_pair or text):
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{raw.where}: the text must be a string that is not empty")
+    text = parse_text(raw, values[format.text_column], format)
+    if not text:
+        raise NoRow(raw.where, "the text must be a string that is not empty")
+    if not raw.is_text and text.strip() in format.missing:
+        reason = f"the text is {text.strip()!r}, which means none; --missing alone makes it one"
+        raise NoRow(raw.where, reason)
+    text_pair = None
+    if format.pair_column != "":
+        text_pair = parse_text(raw, values.get(name_of_pair(format)), format)
+    if text_pair and not raw.is_text and text_pair.strip() in format.missing:
+        text_pair = None
     return text, text_pair
+
+
+def parse_text(raw, text, format):
+    """A text of a row, or None for one that is empty or blank."""
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        hint = "write it in quotes"
+        raise InputError(f"{raw.where}: the text must be a string, and is {text!r:.40}; {hint}")
+    if not text.strip():
+        return None
+    return text
 
 
 def check_unicode(raw):
@@ -111,18 +153,38 @@ def check_unicode(raw):
 
 def parse_label(raw, name, value, format):
     """The label that a row gives to a column, its type not yet decided; None where it has none."""
-    is_cell = raw.cells is not None and not isinstance(value, tuple)
-    if is_cell:
-        value = value.strip()
-        if value in format.missing:
-            return None
-    if value is None or value == "":
+    if isinstance(value, list):
+        return [clean_part(part) for part in value]
+    if not isinstance(value, str):
+        return None if is_missing(value, format.missing) else value
+    separator = format.multi_label.get(name)
+    if value == separator:
+        return []
+    value = clean(value)
+    label = value
+    if raw.cells is not None:
+        label = RawLabel(value)
+    if not value or is_missing(label, format.missing):
         return None
-    if name in format.multi_label and isinstance(value, str):
-        return split_labels(raw, name, value, format.multi_label[name])
-    if is_cell:
-        return RawLabel(value)
-    return value
+    if separator is not None:
+        return split_labels(raw, name, value, separator)
+    return label
+
+
+def clean_part(part):
+    """A part of a list of labels, cleaned; a blank one stays, as it is a mistake."""
+    if isinstance(part, str):
+        return clean(part) or part
+    return part
+
+
+def is_missing(label, words):
+    """Whether a label is None or one of the words for it; -1 and -1.0 are both the word "-1"."""
+    if label in words:
+        return True
+    if isinstance(label, (str, int, float)) and words != PLAIN.missing:
+        return str(as_class(label)) in words
+    return label is None
 
 
 def split_labels(raw, name, value, separator):
@@ -148,10 +210,10 @@ def check_text_column(path, raw_rows, format):
     columns = {}
     for row in rows:
         columns.update(dict.fromkeys(row))
-    for name in (format.text_column, format.pair_column):
+    for name in (format.text_column, name_of_pair(format)):
         if isinstance(rows[0].get(name), tuple):
             raise InputError(f"{path}: two columns have the name {name!r}")
-    if format.pair_column is not None and format.pair_column not in columns:
+    if format.pair_column and format.pair_column not in columns:
         missing = f"no {format.pair_column!r} among the columns {listed(columns)}"
         raise InputError(f"{path}: {missing}; --pair-column names it")
     if format.text_column not in columns:
@@ -172,6 +234,22 @@ def holds_sentences(rows, name):
     return bool(numbers) and sum(numbers) >= 3 * len(numbers)
 
 
+def all_have_pairs(rows):
+    """True if nearly all rows have a second text, False if none has one, None if some have."""
+    count = sum(row.text_pair is not None for row in rows)
+    if count == 0:
+        return False
+    if count >= 0.95 * len(rows):  # a few cells may be empty
+        return True
+    return None
+
+
+def row_hash(row):
+    """Eight bytes that tell the texts of a row from those of any other."""
+    texts = f"{row.text}\0{row.text_pair or ''}"
+    return sha256(texts.encode()).digest()[:8]
+
+
 # --------------------------------------------------------------------------------------------------
 # A label
 
@@ -186,6 +264,81 @@ def as_number(label):
     if isinstance(label, bool) or not isinstance(label, (int, float)):
         return None
     return label
+
+
+# A number with a sign of a percentage or a currency, and marks that group its digits in threes
+SIGNED = re.compile(
+    r"(?P<minus>[+-]?)\s*(?P<before>[$€£¥₹]?)\s*(?P<digits>\d[\d.,' \xa0\u202f]*?)\s*"
+    r"(?P<after>[%$€£¥₹]?)"
+)
+GROUPED = {  # by decimal mark
+    ".": re.compile(r"[1-9]\d{0,2}((,\d{3})+|('\d{3})+)(\.\d+)?"),
+    ",": re.compile(r"[1-9]\d{0,2}((\.\d{3})+|([ \xa0\u202f]\d{3})+|('\d{3})+)(,\d+)?"),
+}
+DECIMAL_COMMA = re.compile(r"(0|[1-9]\d*)(,\d+)?")
+
+
+def parse_number(text, decimal="."):
+    """The number that a cell holds as people write it, such as "3,5", "$1,000" or "12 %"; or None.
+
+    decimal: the decimal mark, a point or a comma.
+    """
+    is_grouped = GROUPED[decimal].fullmatch(text.lstrip("+-"))
+    if NUMBER.fullmatch(text) and not is_grouped:
+        return float(text)
+    match = SIGNED.fullmatch(text)
+    if match is None:
+        return None
+    digits = match["digits"]
+    if GROUPED[decimal].fullmatch(digits):
+        marks = rf"[^\d{decimal}]"
+        digits = re.sub(marks, "", digits)
+    if decimal == "," and DECIMAL_COMMA.fullmatch(digits):
+        digits = digits.replace(",", ".")
+    if not NUMBER.fullmatch(digits):
+        return None
+    return float(match["minus"] + digits)
+
+
+def find_decimal(labels):
+    """The decimal mark by which all cells of a column are numbers as people write them, or None.
+
+    None also where they are numbers as programs write them.
+    """
+    if not all(isinstance(label, RawLabel) for label in labels):
+        return None
+    signs = set()
+    for label in labels:
+        match = SIGNED.fullmatch(label)
+        if match is None:
+            return None
+        signs.add(match.group("before", "after"))
+    if len(signs) > 1 or all(map(NUMBER.fullmatch, labels)):
+        return None
+    if all(parse_number(label) is not None for label in labels):
+        return "."
+    if all(parse_number(label, ",") is not None for label in labels):
+        has_points = any(re.fullmatch(r"\D*\d+\.\d*[^\d,]*", label) for label in labels)
+        has_groups = any(re.search(r"\.\d{3}\b", label) for label in labels)
+        if has_groups or not has_points:
+            return ","
+    return None
+
+
+def are_codes(labels):
+    """Whether numbers of a table are names of something: they have leading zeros, as 008.45, or
+    one number is written in several ways, as versions 1.1 and 1.10 are.
+    """
+    spellings = {}  # number -> how it is written
+    for label in labels:
+        if not isinstance(label, RawLabel) or not NUMBER.fullmatch(label):
+            return False
+        if re.match(r"[+-]?0\d", label):
+            return True
+        if not WHOLE.fullmatch(label):
+            spellings.setdefault(float(label), set()).add(label)
+    are_few = len(set(labels)) <= max(10, len(labels)) / 2
+    return are_few and any(len(ways) > 1 for ways in spellings.values())
 
 
 def as_class(label):
@@ -218,21 +371,31 @@ def is_list_of_labels(label):
     return True
 
 
-def as_type(label, label_type):
+def as_type(label, label_type, decimal="."):
     """A label as int, str or float. Where int is asked for, a word stays one, and matches no class.
 
-    Raises ValueError or OverflowError for what is no such label.
+    decimal: the decimal mark of numbers in tables. Raises ValueError or OverflowError for what is
+    no such label.
     """
     if isinstance(label, (list, tuple, dict)):
         raise ValueError(f"{label} is not one label")
     if label_type is int:
         return as_class(label)
     if label_type is str:
-        return str(label)
+        return as_word(label)
     number = as_number(label)
+    if isinstance(label, RawLabel):
+        number = parse_number(label, decimal)
     if number is None or not math.isfinite(number):
         raise ValueError(f"{label} is not a finite number")
     return float(number)
+
+
+def as_word(label):
+    """A label as a class among words. In JSON 1.0 is 1."""
+    if isinstance(label, RawLabel):
+        return str(label)
+    return str(as_class(label))
 
 
 def convert_labels(rows, columns):
@@ -254,7 +417,9 @@ def convert_label(row, column):
     label = row.labels[column.name]
     try:
         if column.kind != "multi_label":
-            return as_type(label, column.label_type)
+            if is_single(label):
+                label = label[0]
+            return as_type(label, column.label_type, column.decimal)
         if is_list_of_labels(label):
             parts = {as_type(part, column.label_type) for part in label}
             return tuple(sorted(parts, key=numbers_first))
@@ -269,6 +434,11 @@ def convert_label(row, column):
     raise InputError(f"{row.where}: {what}")
 
 
+def is_single(label):
+    """Whether it is a list of one label, as some tools of annotation write a class."""
+    return is_list_of_labels(label) and len(label) == 1
+
+
 def numbers_first(label):
     """A sort key for numbers and words together, which Python does not compare."""
     return isinstance(label, str), label
@@ -281,37 +451,54 @@ ID_NAME = re.compile(
     r"unnamed: [\d.]+|(.*[^a-z])?(id|ids|uid|uuid|guid|index|idx|date|datetime|timestamp)", re.I
 )
 CAMEL_ID = re.compile(r".*[a-z](Id|ID|Date|Index)")
+# Columns about the part that a row has in an experiment
+PART_NAME = re.compile(
+    r"(.*[^a-z])?(folds?|splits?|partition|subset|is[_ ]?(train|test|val|valid|validation|dev)"
+    r"|(train|test|val|valid|validation|dev)[_ ]?set|weights?)",
+    re.I,
+)
 DATE = re.compile(
     r"\d{4}-\d\d?-\d\d?([T ].*)?|\d{4}/\d\d?/\d\d?( .*)?|\d\d?[./-]\d\d?[./-]\d{2,4}( .*)?"
 )
 NOT_A_LABEL = {dict: "an object", tuple: "two columns of this name"}
 
 
-def choose_names(path, rows, names, kinds, notes):
+def choose_names(path, rows, names, kinds, missing, notes):
     """The names of the columns to learn: `names`, else those of all that look like labels.
 
-    A column of `kinds` is always taken for labels. Adds to `notes.left_out`; raises InputError.
+    A column of `kinds` is always taken for labels. missing: (column, word for no label) -> its
+    cells. Adds to `notes.left_out`; raises InputError.
     """
     found = {}  # column -> its labels
     for row in rows:
         for name, label in row.labels.items():
             found.setdefault(name, []).append(label)
     if names is None:
-        names = find_names(path, found, kinds, notes)
+        for name, _ in missing:
+            found.setdefault(name, [])
+        names = find_names(path, found, kinds, missing, notes)
     for name in names:
         if name not in found:
             hint = f"the rows have {listed(found)}; --tasks picks among them"
             raise InputError(f"no task {name!r}; {hint}")
     for name, kind in kinds.items():
         if name not in names:
-            raise InputError(f"{flag_of(kind)}: there is no task {name!r}")
+            hint = ""
+            for column in found:
+                if kind == "multi_label" and column.startswith(f"{name}="):
+                    hint = f"; write '{column}=|' for the column {column!r}"
+            raise InputError(f"{flag_of(kind)}: there is no task {name!r}{hint}")
     return list(dict.fromkeys(names))
 
 
-def find_names(path, found, kinds, notes):
+def find_names(path, found, kinds, missing, notes):
     names = []
     for name, labels in found.items():
         reason = why_no_task(name, labels)
+        if reason == ONE_VALUE:
+            for (column, word), count in missing.items():
+                if column == name:
+                    reason += f", and {count} times {word!r}; --missing alone makes that a label"
         if reason and name not in kinds:
             notes.left_out[name] = reason
         else:
@@ -331,15 +518,22 @@ def flag_of(kind):
         return "--regression"
     if kind == "multi_label":
         return "--multi-label"
+    if kind == "classification":
+        return "--classification"
     return "--kinds"
+
+
+ONE_VALUE = "one value only"
 
 
 def why_no_task(name, labels):
     """Why a column with these labels is not learned unless the user names it, in words; or None."""
     if not name:
         return "no name"
-    if ID_NAME.fullmatch(name) or CAMEL_ID.fullmatch(name):
+    if ID_NAME.fullmatch(name) or CAMEL_ID.fullmatch(name) or PART_NAME.fullmatch(name):
         return "its name"
+    if not labels:
+        return ONE_VALUE
     types = set(map(type, labels))
     if types == {list}:
         return why_no_lists(labels)
@@ -381,12 +575,14 @@ def why_no_words(labels):
 def why_no_classes(labels):
     different = len(set(labels))
     if different < 2:
-        return "one value only"
+        return ONE_VALUE
     if different <= max(10, len(labels)) / 2:
         return None
     numbers = [as_number(label) for label in labels]
-    if None not in numbers and any(number % 1 for number in numbers):
+    if None not in numbers and any(number % 1 for number in numbers) and not are_codes(labels):
         return None  # numbers to predict may all be different
+    if find_decimal(labels):
+        return None
     return "different in most rows"
 
 
@@ -394,7 +590,7 @@ def why_no_classes(labels):
 # The kind of a column
 
 
-def find_column(name, rows, kind=None):
+def find_column(name, rows, kind, notes):
     """The Column of the rows' labels, not yet described; `kind` is what the user asked for.
 
     Without it, lists are multi_label, numbers of which one has a fraction are regression, and all
@@ -402,19 +598,45 @@ def find_column(name, rows, kind=None):
     """
     rows = [row for row in rows if name in row.labels]
     labels = [row.labels[name] for row in rows]
+    if kind != "multi_label" and labels and all(map(is_single, labels)):
+        labels = [label[0] for label in labels]
+        rows = [row._replace(labels={name: row.labels[name][0]}) for row in rows]
+        if kind is None:
+            hint = f"--multi-label {shlex.quote(name)} reads them as lists"
+            notes.messages.append(f"{name!r} has lists of one label each, read as classes; {hint}")
     if kind == "multi_label" or any(type(label) is list for label in labels):
         check_lists(name, rows)
         check_is_no_list(name, kind)
         parts = itertools.chain.from_iterable(labels)
         return Column(name, "multi_label", class_type(parts))
     check_single_labels(name, rows)
+    decimal = find_decimal(labels)
     if kind is None:
-        kind = find_kind(name, rows)
+        kind = find_kind(name, rows, decimal)
+        notes.messages += sentences_on_numbers(name, labels, decimal)
     elif kind == "regression":
-        check_numbers(name, rows)
+        check_numbers(name, rows, decimal or ".")
     if kind == "regression":
-        return Column(name, kind, float)
+        return Column(name, kind, float, decimal=decimal or ".")
     return Column(name, kind, class_type(labels))
+
+
+def sentences_on_numbers(name, labels, decimal):
+    """A list with a sentence on numbers that are written for people, or are codes; or []."""
+    column = shlex.quote(name)
+    if decimal is not None:
+        example = next(label for label in labels if not NUMBER.fullmatch(label))
+        number = parse_number(example, decimal)
+        hint = f"--classification {column} makes them classes"
+        return [f"the cells of {name!r} are read as numbers, {example!r} as {number:g}; {hint}"]
+    if are_codes(labels) and any(as_number(label) % 1 for label in labels):
+        hint = f"--regression {column} makes them numbers"
+        return [f"the cells of {name!r} are read as words, not numbers, as {labels[0]!r}; {hint}"]
+    written = [label for label in labels if type(label) is str and is_written_number(label)]
+    if len(written) == len(labels) > 0:  # of JSON, which can say what is a number
+        hint = "numbers of JSON have a point, and no quotes"
+        return [f"{name!r} has texts such as {written[0]!r}, so that each is a class; {hint}"]
+    return []
 
 
 def check_lists(name, rows):
@@ -455,9 +677,13 @@ def check_single_labels(name, rows):
             raise InputError(f"{row.where}: {name!r} cannot be learned: {reason}; {hint}")
 
 
-def find_kind(name, rows):
+def find_kind(name, rows, decimal):
     """Tell numbers with fractions, which are regression, from classes."""
     labels = [row.labels[name] for row in rows]
+    if decimal is not None:
+        return "regression"
+    if are_codes(labels):
+        return "classification"
     if all(isinstance(label, bool) or label in ("True", "False") for label in labels):
         return "classification"
     words = []
@@ -479,17 +705,21 @@ def find_kind(name, rows):
     return "classification"
 
 
-def check_numbers(name, rows):
+def check_numbers(name, rows, decimal):
     for row in rows:
-        if as_number(row.labels[name]) is None:
+        label = row.labels[name]
+        number = as_number(label)
+        if isinstance(label, RawLabel):
+            number = parse_number(label, decimal)
+        if number is None:
             refuse_word(name, row, "which is not a number")
 
 
 def refuse_word(name, row, why):
     label = row.labels[name]
     hint = ""
-    if isinstance(label, RawLabel):
-        hint = "; --missing names words for no label"
+    if isinstance(label, str):
+        hint = f"; --missing {shlex.quote(label):.40} makes it no label"
     raise InputError(f"{row.where}: {name!r} is {label!r:.40} here, {why}{hint}")
 
 
@@ -501,7 +731,8 @@ def describe(column, rows, label_names):
             counts.update(each(row.labels[column.name]))
     if len(counts) < 2:
         found = f"task {column.name!r} has {len(counts)} different labels in the training rows"
-        raise InputError(f"{found}; it takes two or more")
+        reason = f"{len(counts)} different labels in the training rows"
+        raise TooFew(column.name, f"{found}; it takes two or more", reason)
     if column.kind == "regression":
         describe_numbers(column, list(counts.elements()))
         return
@@ -530,9 +761,15 @@ class FileRows:
     """The rows of one file, and what was seen while they were read."""
 
     path: str
-    splits: dict  # split -> list of Row
-    columns: dict  # its keys are the columns, in order
-    missing: Counter  # (column, word for no label) -> number of cells
+    default: str  # the split of rows for which nothing else is said
+    rows: list = field(default_factory=list)  # Row
+    row_splits: list = field(default_factory=list)  # for each of them a split, or None
+    columns: dict = field(default_factory=dict)  # its keys are the columns, in order
+    missing: Counter = field(default_factory=Counter)  # (column, word for no label) -> its cells
+    cleaned: dict = field(default_factory=dict)  # column -> labels that were not as they looked
+    empty: int = 0  # number of rows without any cell
+    left_out: Counter = field(default_factory=Counter)  # why a row is none -> number of rows
+    splits: dict = field(default_factory=dict)  # split -> list of Row, once the splits are known
 
 
 def read_data(
@@ -552,79 +789,215 @@ def read_data(
     for at least one column.
 
     `names` picks and orders the columns (default: all that look like labels), `all_tasks=False`
-    keeps the first alone, and `kinds` {column: kind} says of which kind some are. Splits within a
-    .json file of `train_files` count as such. For columns without a labelled validation row, a
-    tenth of the training rows is held out. What the user should know is added to `notes`. Raises
-    InputError and OSError.
+    keeps the first alone, and `kinds` {column: kind} says of which kind some are. Splits that a
+    file of `train_files` names, in JSON or in a column, count as such. For columns without a
+    labelled validation row, a tenth of the training rows is held out. What the user should know is
+    added to `notes`. Raises InputError and OSError.
     """
     notes = notes or Notes()
     label_names = {}
     files = []
     for split, paths in zip(SPLITS, (train_files, val_files, test_files), strict=True):
         for path in paths:
-            files.append(read_file(path, split, format, label_names, notes))
-    splits = merge_splits(files)
-
+            file = read_file(path, split, format, label_names)
+            note_rows_left_out(file, notes)
+            files.append(file)
     kinds = merge_kinds(kinds, format)
-    names = choose_names(train_files[0], splits["train"], names, kinds, notes)
-    check_files_are_labelled(files, names)
-    if not all_tasks:
-        names = names[:1]
-    columns = [find_column(name, splits["train"], kinds.get(name)) for name in names]
-    note_missing_words(files, names, notes)
+    splits = split_files(files, [*(names or ()), *kinds], format, notes)
+    check_pairs_of_files(files, splits["train"], format)
 
+    missing = sum((file.missing for file in files), Counter())
+    chosen = choose_names(train_files[0], splits["train"], names, kinds, missing, notes)
+    check_files_are_labelled(files, chosen)
+    named = set(names or ()) | set(kinds)
+    while True:
+        learned = chosen
+        if not all_tasks:
+            learned = chosen[:1]
+        try:
+            columns, final, sentences = make_columns(learned, splits, kinds, label_names, seed)
+            break
+        except TooFew as error:
+            if error.name in named or len(chosen) == 1:
+                raise
+            notes.left_out[error.name] = error.reason
+            chosen.remove(error.name)
+    note_labels(files, columns, missing, label_names, notes)
+    notes.messages += sentences
+    return columns, final
+
+
+def make_columns(names, splits, kinds, label_names, seed):
+    """-> the columns, the splits with their labels alone, and sentences for the user.
+
+    Raises TooFew for a column that cannot be learned.
+    """
+    notes = Notes()
+    columns = [find_column(name, splits["train"], kinds.get(name), notes) for name in names]
+    converted = {}
     for split, rows in splits.items():
-        splits[split] = [row for row in convert_labels(rows, columns) if row.labels]
+        converted[split] = [row for row in convert_labels(rows, columns) if row.labels]
     for column in columns:
-        describe(column, splits["train"], label_names.get(column.name, {}))
-        note_unlabelled_splits(column, splits, notes)
+        describe(column, converted["train"], label_names.get(column.name, {}))
+        note_unlabelled_splits(column, converted, notes)
     for column in columns:
-        if not labelled(splits["validation"], column):
-            move_held_out(splits, column, columns, seed)
+        if not labelled(converted["validation"], column):
+            move_held_out(converted, column, columns, seed)
     for column in columns:  # again, without the rows that were held out
-        describe(column, splits["train"], label_names.get(column.name, {}))
-    return columns, splits
+        describe(column, converted["train"], label_names.get(column.name, {}))
+    return columns, converted, notes.messages
 
 
-def read_file(path, default, format, label_names, notes):
+def read_file(path, default, format, label_names):
     """The FileRows of a file for the split `default`; one for training may have all three."""
-    splits = {split: [] for split in SPLITS}
-    file = FileRows(path, splits, {}, Counter())
+    file = FileRows(path, default)
     raw_rows = read_rows(path, format, label_names)
     first = list(itertools.islice(raw_rows, 100))
+    check_has_labels(path, first)
     check_text_column(path, first, format)
-    empty = 0
     for raw in itertools.chain(first, raw_rows):
         if raw.cells is not None and not any(map(str.strip, raw.cells)):
-            empty += 1
+            file.empty += 1
             continue
-        splits[raw.split or default].append(parse_row(raw, format))
+        try:
+            row = parse_row(raw, format)
+        except NoRow as error:
+            if format.strict:
+                raise
+            file.left_out[error.reason] += 1
+            continue
+        file.rows.append(row)
+        file.row_splits.append(raw.split)
         file.columns.update(dict.fromkeys(raw.values))
-        if raw.cells is not None:
-            count_missing_words(file, raw, format)
-    if not splits[default]:
-        raise InputError(f"{path}: no rows for {default}")
-    if empty:
-        notes.messages.append(f"{path}: {empty} empty rows were left out")
-    if default != "train":
-        file.splits = {default: splits[default]}
+        look_at_labels(file, raw, row, format)
     return file
 
 
-def count_missing_words(file, raw, format):
-    for name, cell in raw.values.items():
-        if isinstance(cell, str):
-            word = cell.strip()
-            if word in format.missing:
-                file.missing[name, word] += 1
+def check_has_labels(path, raw_rows):
+    """Raise InputError for a file of texts alone."""
+    if ending_of(path) != ".txt":
+        return
+    hint = "name a .csv, .tsv, .json or .jsonl"
+    if str(raw_rows[0].values).find("__label__") >= 0:
+        hint = (
+            'write each line of fastText as one of a .jsonl: {"text": "...", "label": ["...", ...]}'
+        )
+    raise InputError(f"{path}: a .txt has no labels; {hint}")
 
 
-def merge_splits(files):
+def look_at_labels(file, raw, row, format):
+    """Note which labels of a row are missing by a word, or were not as they looked."""
+    for name, value in raw.values.items():
+        if not isinstance(value, (str, int, float)) or value == "":
+            continue
+        if name in (format.text_column, name_of_pair(format)):
+            continue
+        is_cell = raw.cells is not None
+        if name not in row.labels:
+            word = str(value).strip()
+            if word or not is_cell:  # to have empty cells is no surprise
+                file.missing[name, word or str(value)] += 1
+        elif isinstance(value, str) and not value.isascii() and value.strip() != clean(value):
+            file.cleaned.setdefault(name, []).append(value)
+
+
+def note_rows_left_out(file, notes):
+    if file.empty:
+        notes.messages.append(f"{file.path}: {file.empty} empty rows were left out")
+    for reason, count in file.left_out.items():
+        what = f"{file.path}: {count} rows were left out: {reason}"
+        notes.messages.append(f"{what}; --strict stops at the first")
+
+
+# Splits
+
+
+def split_files(files, asked, format, notes):
+    """{split: [Row]} of all files. `asked`: columns that the user wants to learn."""
+    train_files = [file for file in files if file.default == "train"]
+    name = format.split_column or None
+    has_splits = any(any(file.row_splits) for file in train_files)
+    if format.split_column is None and not has_splits:
+        rows = itertools.chain.from_iterable(file.rows for file in train_files)
+        name = find_split_column(rows, asked)
     splits = {split: [] for split in SPLITS}
     for file in files:
+        file.splits = split_file(file, name)
         for split, rows in file.splits.items():
             splits[split] += rows
+    if not splits["train"]:
+        raise InputError(f"{files[0].path}: no rows for train")
+    if name is not None:
+        if not any(name in file.columns for file in files):
+            columns = listed(files[0].columns)
+            raise InputError(f"{files[0].path}: no {name!r} among the columns {columns}")
+        counts = ", ".join(f"{len(rows)} {split}" for split, rows in splits.items())
+        hint = 'rows; --split-column "" takes no notice of it'
+        notes.messages.append(f"{name!r} says of which split a row is: {counts} {hint}")
     return splits
+
+
+def find_split_column(rows, asked):
+    """The first column whose values are names of splits, two different ones at least; or None.
+
+    asked: columns that are labels, whatever they hold.
+    """
+    found = {}  # column -> the splits that it names; None among them for any other value
+    for row in rows:
+        for name, label in row.labels.items():
+            if None not in found.setdefault(name, set()):
+                found[name].add(split_called(label))
+    for name, splits in found.items():
+        if name not in asked and None not in splits and len(splits) > 1:
+            return name
+    return None
+
+
+def split_called(label):
+    """The split that people call so, or None."""
+    if not isinstance(label, str):
+        return None
+    return SPLIT_NAMES.get(clean(label).casefold())
+
+
+def split_file(file, split_column):
+    """{split: [Row]} of one file, where the split column is no label any more."""
+    splits = {}
+    for row, split in zip(file.rows, file.row_splits, strict=True):
+        label = None
+        if split_column is not None:
+            label = row.labels.pop(split_column, None)
+        if split is None and label is not None:
+            split = split_called(label)
+            if split is None:
+                known = listed(SPLIT_NAMES)
+                what = f"{split_column!r} is {label!r:.40} here, which is no split"
+                raise InputError(f"{row.where}: {what}; splits are called {known}")
+        splits.setdefault(split or file.default, []).append(row)
+    if file.default == "train":
+        return splits
+    if file.default in splits:
+        return {file.default: splits[file.default]}
+    if any(file.row_splits) or not file.rows:
+        raise InputError(f"{file.path}: no rows for {file.default}")
+    return {file.default: file.rows}  # it names no such split, so that all of them are meant
+
+
+def check_pairs_of_files(files, train_rows, format):
+    """Raise InputError for a file without second texts, where the training rows have them."""
+    if not all_have_pairs(train_rows):
+        return
+    for file in files:
+        if file.default != "train" and all_have_pairs(file.rows) is False:
+            check_pair_column(file.path, file.columns, format)
+
+
+def check_pair_column(path, columns, format):
+    """Raise InputError unless the second texts of pairs are among these columns."""
+    name = name_of_pair(format)
+    if name not in columns:
+        what = f"no {name!r} among the columns {listed(columns)}, and the model learns from pairs"
+        raise InputError(f'{path}: {what}; --pair-column names it ("": predict without it)')
 
 
 def merge_kinds(kinds, format):
@@ -647,14 +1020,45 @@ def check_files_are_labelled(files, names):
                 raise InputError(f"{file.path}: {found}; {hint}")
 
 
-def note_missing_words(files, names, notes):
-    missing = Counter()
-    for file in files:
-        missing += file.missing
+def note_labels(files, columns, missing, label_names, notes):
+    """Note what is odd about the labels of the columns that are learned."""
+    names = [column.name for column in columns]
     for (name, word), count in sorted(missing.items()):
         if name in names:
-            what = f"{count} cells of {name!r} hold {word!r}, which counts as no label"
-            notes.messages.append(f"{what}; --missing changes these words")
+            message = f"{count} cells of {name!r} hold {word!r}, which counts as no label"
+            if word in PLAIN.missing:
+                message += "; --missing without a word makes such words labels"
+            notes.messages.append(message)
+    for file in files:
+        for name, labels in file.cleaned.items():
+            if name in names:
+                what = f"{len(labels)} labels of {name!r} are read without invisible characters"
+                example = f"{labels[0]!a:.60} as {clean(labels[0])!r:.40}"
+                notes.messages.append(f"{file.path}: {what}, or with whole accents: {example}")
+    spellings = {}
+    for name in names:
+        spellings.setdefault(name.casefold(), []).append(name)
+    for same in spellings.values():
+        if len(same) > 1:
+            what = f"{listed(same)} differ only in case, and are a task each"
+            notes.messages.append(f"{what}; if they are one, give them one name")
+    every_column = set()
+    for file in files:
+        every_column.update(file.columns)
+    note_label_names(columns, every_column, label_names, notes)
+
+
+def note_label_names(columns, every_column, label_names, notes):
+    """Note names of labels that nothing has."""
+    for name in label_names:
+        if name not in every_column:
+            what = f"label_names has {name!r}, and no row does"
+            notes.messages.append(f"{what}; the tasks are {listed(c.name for c in columns)}")
+    for column in columns:
+        unused = label_names.get(column.name, {}).keys() - column.label_names.keys()
+        if unused and column.labels:
+            what = f"label_names of {column.name!r} has {listed(sorted(unused), 3)}"
+            notes.messages.append(f"{what}, which no training row has")
 
 
 def note_unlabelled_splits(column, splits, notes):
@@ -703,7 +1107,8 @@ def hold_out(rows, columns, seed, fraction=0.1, name=""):
             due -= 1
     if not held:
         what = f"no row of {name!r} can be held out for validation without losing a class"
-        raise InputError(f"{what}; --val gives rows, --tasks leaves it out")
+        reason = "no row can be held out without losing a class"
+        raise TooFew(name, f"{what}; --val gives rows, --tasks leaves it out", reason)
     kept_rows = [row for i, row in enumerate(rows) if i not in held]
     held_rows = [rows[i] for i in sorted(held)]
     return kept_rows, held_rows
@@ -755,6 +1160,8 @@ def data_warnings(columns, splits):
     for column in columns:
         if column.labels:
             yield from warn_of_many_classes(column)
+            yield from warn_of_missing(column)
+            yield from warn_of_lone_words(column)
             yield from warn_of_digits(column)
             yield from warn_of_joined_labels(column)
             yield from warn_of_spellings(column)
@@ -773,27 +1180,93 @@ def warn_of_many_classes(column):
         yield f"{found}; {hint}"
 
 
+# Labels that are often none at all, beside the words of --missing
+ODD_LABELS = ("-", "--", "---", "?", ".", "\\n", "n.a.", "#null!", "unlabeled", "unlabelled")
+
+
+def warn_of_missing(column):
+    """Ask about labels that may mean: no label."""
+    odd = {*ODD_LABELS, *map(str.casefold, PLAIN.missing)}
+    negative = []
+    others = []
+    for label, count in zip(column.labels, column.counts, strict=True):
+        if str(label).casefold() in odd and label not in PLAIN.missing:  # those on request alone
+            yield ask_about(column, label, count)
+        if isinstance(label, int) and label < 0:
+            negative.append((label, count))
+        else:
+            others.append(label)
+    if len(negative) == 1 and others == list(range(len(others))):
+        yield ask_about(column, *negative[0])
+
+
+def ask_about(column, label, count):
+    what = f"{count} training rows of {column.name!r} have the label {label!r}: is it a class?"
+    return f"{what} --missing {shlex.quote(str(label))} makes it none"
+
+
+def warn_of_lone_words(column):
+    """Say which words make words of a column's whole numbers."""
+    if column.label_type is not str:
+        return
+    words = []
+    num_words = 0  # rows with them
+    num_whole = 0  # rows with whole numbers
+    for label, count in zip(column.labels, column.counts, strict=True):
+        if WHOLE.fullmatch(label):
+            num_whole += count
+        elif not NUMBER.fullmatch(label):
+            words.append(label)
+            num_words += count
+    if words and num_words < num_whole:
+        found = f"in {num_words} rows words: {listed(words, 3)}"
+        hint = f"--missing {shlex.quote(words[0])} makes that no label"
+        yield f"{column.name!r} has whole numbers, and {found}; so all are words; {hint}"
+
+
 def warn_of_digits(column):
-    if all(re.fullmatch(r"[+-]?\d+,\d+", str(label)) for label in column.labels):
-        yield f"{column.name!r} has decimal commas, so that each number is a class; write points"
+    plain = []
+    written = []  # as people write numbers
+    others = []
+    for label in map(str, column.labels):
+        if NUMBER.fullmatch(label):
+            plain.append(label)
+        elif is_written_number(label):
+            written.append(label)
+        else:
+            others.append(label)
+    if written and others and len(plain) + len(written) > len(others):
+        what = f"{column.name!r} has numbers such as {written[0]!r}, but also {others[0]!r:.40}"
+        hint = f"--missing {shlex.quote(others[0]):.40} makes that no label"
+        yield f"{what}, so that each is a class; {hint}"
     if column.kind == "multi_label" and column.labels == [0, 1]:
         hint = "if a list has one of them for each label, name the labels"
         yield f"{column.name!r} has the labels 0 and 1 alone; {hint}"
 
 
+def is_written_number(label):
+    return any(parse_number(label, decimal) is not None for decimal in GROUPED)
+
+
 def warn_of_joined_labels(column):
     if column.label_type is not str:
         return
-    for separator in "|;,":
+    for separator in "|;,\n ":
         joined = [label for label in column.labels if separator in label]
+        if all(map(is_written_number, joined)):  # of decimal commas, or there is none
+            continue
         parts = set()
         for label in joined:
             parts.update(part.strip() for part in label.split(separator))
         are_labels_too = bool(parts & set(column.labels))
         are_few = 2 * len(joined) > len(column.labels) > len(parts)
+        if separator == " ":  # many a label has several words
+            are_labels_too = parts <= set(column.labels)
+            are_few = False
         if are_labels_too or are_few:
             found = f"{column.name!r} looks multi-label ({joined[0]!r})"
-            flag = f"--multi-label {shlex.quote(f'{column.name}={separator}')}"
+            written = separator.replace("\n", "\\n")
+            flag = f"--multi-label {shlex.quote(f'{column.name}={written}')}"
             yield f"{found}, but each combination is one label; {flag} splits them"
 
 
@@ -801,11 +1274,16 @@ def warn_of_spellings(column):
     spellings = {}
     for label in column.labels:
         plain = " ".join(str(label).casefold().split())
+        plain = INVISIBLE_TOO.sub("", plain)
         spellings.setdefault(plain, []).append(label)
     for same in spellings.values():
         if len(same) > 1:
             what = "separate labels that differ only in case or blanks"
             yield f"{column.name!r} has {what}: {listed(same)}"
+
+
+# Characters that may mean something: joiners, and the choice between black and coloured
+INVISIBLE_TOO = re.compile("[\u200c\u200d\ufe00-\ufe0f]")
 
 
 def warn_of_contradictions(column, splits):

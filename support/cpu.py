@@ -13,9 +13,14 @@ modules only where it computes the same with them (`swap`).
 Shapes: B examples, T tokens of a padded example, D hidden size, H heads; N tokens of a whole batch.
 """
 
+import importlib.util
 import math
 import os
+import platform
+import shutil
+import sys
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -23,6 +28,7 @@ import torch.nn.functional as F
 
 from .errors import InputError
 
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 MAX_TOKENS = 2048  # of a training batch are computed at a time: bounds memory, at equal speed
 TINY = torch.finfo(torch.float32).tiny  # in place of a scale of zero
 
@@ -51,7 +57,22 @@ def pick_dtype(name, device, predict=False):
         raise InputError(f"int8 is for CPUs only, not for {device.type}; use another --dtype")
     if name == "int8" and not has_int8() and os.environ.get("MTBERT_ARITHMETIC") != "int8":
         raise InputError("int8 needs a CPU with VNNI, and this one has none; use another --dtype")
+    if name not in DTYPES:
+        raise InputError(f"there is no dtype {name!r:.40} here; take auto, {', '.join(DTYPES)}")
     return getattr(torch, name)
+
+
+def check_compiler(device):
+    """Raise InputError where torch.compile finds no compiler."""
+    cure = "install it, or leave --compile out"
+    if device.type != "cpu":
+        if importlib.util.find_spec("triton") is None:
+            raise InputError(f"--compile needs the package triton on a {device.type}; {cure}")
+        return
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX") or default
+    if shutil.which(compiler) is None:
+        raise InputError(f"--compile needs the C++ compiler {compiler}, which is missing; {cure}")
 
 
 def fastest_dtype(device, predict):
@@ -73,7 +94,7 @@ def has_fast_bfloat16(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    features = torch.cpu.get_capabilities()
+    features = cpu_features()
     # Intel's AVX-512 computes bfloat16 at half the rate of float32. Its AMX, AMD's AVX-512 and
     # Arm's units are faster than float32.
     if features.get("avx512_bf16") and "Intel" not in features["cpu_name"]:
@@ -97,7 +118,7 @@ def speed_up_training(model, optimizer):
         leave_out_padding(model.encoder)
     else:
         replace(model, nn.Dropout, Dropout.of, leave=model.encoder)
-    if optimizer.defaults.get("fused"):
+    if optimizer.defaults.get("fused") and steps_scale_gradients():
         optimizer.clip_gradients = partial(clip_within_step, optimizer)
         optimizer.register_step_post_hook(forget_scale)
 
@@ -318,7 +339,8 @@ def plain_attention(qkv, mask, num_heads, dropout):
     head_size = size // 3 // num_heads
     qkv = qkv.view(B, T, 3, num_heads, head_size).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.contiguous()  # each (B, H, T, D / H)
-    bias = torch.where(mask, 0.0, -math.inf)
+    bias = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    bias = bias.masked_fill(~mask, -math.inf)
     # The bias makes the sum and the softmax float32: exact, and faster than those of bfloat16.
     scores = torch.add(bias, q @ k.transpose(-1, -2), alpha=head_size**-0.5)  # (B, H, T, T)
     probabilities = dropout(scores.softmax(-1).to(v.dtype))
@@ -360,7 +382,7 @@ def clip_within_step(optimizer, max_norm):
         for parameter in group["params"]:
             if parameter.grad is not None:
                 gradients.append(parameter.grad)
-    norm = nn.utils.get_total_norm(gradients)
+    norm = total_norm(gradients)
     optimizer.grad_scale = (norm / max_norm).clamp(min=1)
     return norm.item()
 
@@ -371,18 +393,75 @@ def forget_scale(optimizer, args, kwargs):
 
 
 # --------------------------------------------------------------------------------------------------
-# Prediction: oneDNN's private operators, which no other part of this file calls
+# Names of torch that are private, or newer than torch 2.6. No other part of this file uses them.
+# Where one is missing, or does not do what it did, what it made faster is computed in another way.
+
+MISSING = (AttributeError, RuntimeError, TypeError)  # what a private name that changed may raise
+
+
+def cpu_features():
+    """What the CPU can do: {name: True, "cpu_name": ..., "architecture": ...}; {} if unknown."""
+    try:
+        return torch.cpu.get_capabilities()  # of torch 2.11
+    except MISSING:
+        return read_cpu_features("/proc/cpuinfo")
+
+
+def read_cpu_features(path):
+    """The same as Linux says it."""
+    features = {"architecture": platform.machine(), "cpu_name": ""}
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except OSError:
+        return features
+    for line in lines:
+        name, _, value = line.partition(":")
+        name = name.strip()
+        if name == "model name":
+            features["cpu_name"] = value.strip()
+        elif name in ("flags", "Features"):  # of x86, of Arm
+            features.update(dict.fromkeys(value.split(), True))
+    return features
+
+
+def total_norm(tensors):
+    """The norm of all numbers in the tensors, as a tensor without dimensions."""
+    if hasattr(nn.utils, "get_total_norm"):
+        return nn.utils.get_total_norm(tensors)
+    return torch.tensor([tensor.norm() for tensor in tensors]).norm()
+
+
+def steps_scale_gradients():
+    """Whether a step of a fused AdamW divides gradients by its attribute `grad_scale`."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.full((1,), 4.0)
+    optimizer = torch.optim.AdamW([parameter], lr=1.0, eps=1.0, fused=True)
+    optimizer.grad_scale = torch.tensor(4.0)
+    optimizer.step()
+    return abs(parameter.item() + 0.5) < 1e-3  # the first step is -gradient / (|gradient| + eps)
 
 
 def can_pack(weight):
     """Whether oneDNN packs weights like this one. It was tried on x86 CPUs only."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    if torch.cpu.get_capabilities().get("architecture") != "x86_64":
+    if cpu_features().get("architecture") != "x86_64":
         return False
-    if weight.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    try:
+        if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        return packed_product_is_right(weight.dtype)
+    except MISSING:
+        return False
+
+
+def packed_product_is_right(dtype):
+    """Compute one packed product and compare it. Raises one of MISSING."""
+    numbers = torch.arange(32 * 16, dtype=dtype).view(32, 16) % 7 - 3  # exact in each dtype
+    found = packed_product(numbers, pack(numbers), numbers[:, 0].contiguous(), ("relu", ""))
+    return found.equal(F.relu(F.linear(numbers, numbers, numbers[:, 0])))
 
 
 def pack(weight):
@@ -394,15 +473,6 @@ def packed_product(x, weight, bias, activation):
     """activation(x @ weight.T + bias) for a packed weight; `activation` is one of fused_name."""
     name, algorithm = activation
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
-
-
-def fused_name(activation):
-    """oneDNN's (name, algorithm) of an activation module, or None where it has none."""
-    if type(activation) is nn.GELU:
-        return "gelu", activation.approximate
-    if type(activation) is nn.ReLU:
-        return "relu", ""
-    return None
 
 
 def pack_int8(weight):
@@ -424,17 +494,29 @@ def int8_product(tokens, weight, scale):
 
 def has_int8():
     """Whether the CPU has VNNI and oneDNN uses it. Otherwise its sums overflow and are wrong."""
-    features = torch.cpu.get_capabilities()
+    features = cpu_features()
     if not (features.get("avx512_vnni") or features.get("avx_vnni")):
         return False
     tokens = torch.full((32, 384), 255, dtype=torch.uint8)
     weight = torch.full((384, 384), 127, dtype=torch.int8)
-    found = int8_product(tokens, pack_int8(weight), torch.ones(384))
+    try:
+        found = int8_product(tokens, pack_int8(weight), torch.ones(384, dtype=torch.float32))
+    except MISSING:
+        return False
     return bool((found == 127 * 127 * 384).all())
 
 
 # --------------------------------------------------------------------------------------------------
 # Prediction: linear layers
+
+
+def fused_name(activation):
+    """oneDNN's (name, algorithm) of an activation module, or None where it has none."""
+    if type(activation) is nn.GELU:
+        return "gelu", activation.approximate
+    if type(activation) is nn.ReLU:
+        return "relu", ""
+    return None
 
 
 def frozen(tensor):

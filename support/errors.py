@@ -22,9 +22,11 @@ def input_errors(what):
     """
     try:
         yield
-    except (
-        Exception
-    ) as error:  # each library has its own; within such a block they all mean the same
+    except BaseException as error:
+        # Each library has its own; within such a block they all mean the same. A panic of Rust,
+        # such as those of tokenizers, is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{what}: {lines[0]}") from None
 

@@ -8,6 +8,7 @@ of a task: which panels a task has depends on which metrics it has.
 
 import json
 import math
+import os
 import warnings
 from itertools import cycle, zip_longest
 from pathlib import Path
@@ -53,9 +54,7 @@ def draw(folder, path, metrics):
     `metrics` is what metrics.json holds. Each task that was tested has a row of panels (`PANELS`).
     Curves and rows are drawn for the first MOST_TASKS tasks.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
+    matplotlib = import_matplotlib()
     log = read_log(folder)
     curves = [(draw_losses, log), (draw_scores, log)]
     grid = [curves]
@@ -66,11 +65,26 @@ def draw(folder, path, metrics):
     plain_text = {"text.parse_math": False, "text.usetex": False}  # a label may have a "$"
     with warnings.catch_warnings(), matplotlib.rc_context(plain_text):
         warnings.simplefilter("ignore")  # of characters that the font lacks; they become boxes
-        figure = Figure(layout="constrained")
+        figure = matplotlib.figure.Figure(layout="constrained")
         if num_tasks > MOST_TASKS:
             figure.suptitle(f"the first {MOST_TASKS} of {num_tasks} tasks")
         draw_grid(figure, grid)
-        figure.savefig(path, dpi=110, format="png")
+        figure.savefig(path, dpi=110, format="png", backend="agg")
+
+
+def import_matplotlib():
+    """matplotlib, of which only Agg is used: it draws into memory, and needs no window.
+
+    The variable MPLBACKEND may name another backend, which need not be installed here: notebooks
+    set it for every program that they start, and matplotlib cannot be imported then.
+    """
+    wanted = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib.figure
+    finally:
+        if wanted is not None:
+            os.environ["MPLBACKEND"] = wanted
+    return matplotlib
 
 
 def beside(curves, tests):

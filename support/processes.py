@@ -7,6 +7,7 @@ This file never knows a task or a file.
 import os
 import socket
 import sys
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,15 @@ def launched():
     return Launch(*numbers, name)
 
 
+def is_half_launched():
+    """Whether a launcher other than torchrun, such as srun, counts several processes."""
+    try:
+        several = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    except ValueError:
+        return False
+    return several and launched().processes == 1
+
+
 def join_processes(device):
     """Join the other processes that were launched, if any -> the torch.device of this one.
 
@@ -66,6 +76,8 @@ def join_processes(device):
     launch = launched()
     if launch.processes == 1:
         return device
+    if not dist.is_available():
+        raise InputError("this build of torch has no torch.distributed: start one process")
     if device.type == "cuda":
         gpus = torch.cuda.device_count()
         if gpus < launch.local_processes:
@@ -90,7 +102,7 @@ def leave_processes():
 
     See https://github.com/pytorch/pytorch/issues/190489
     """
-    if dist.is_initialized():
+    if has_joined():
         dist.destroy_process_group()
 
 
@@ -101,16 +113,21 @@ def discard_stdout():
     os.close(nowhere)
 
 
+def has_joined():
+    """Whether this process has joined others. There are builds of torch in which none can."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def rank():
     """The number of this process among those that joined; 0 where it is alone."""
-    if dist.is_initialized():
+    if has_joined():
         return dist.get_rank()
     return 0
 
 
 def count():
     """How many processes have joined; 1 where this one is alone."""
-    if dist.is_initialized():
+    if has_joined():
         return dist.get_world_size()
     return 1
 
@@ -120,12 +137,28 @@ def is_first():
     return rank() == 0
 
 
+@cache
+def survive_forks():
+    """Let a process that is forked from this one compute, with one thread, instead of hanging.
+
+    OpenMP's threads do not live on in it, and it would wait for them for ever. One thread waits for
+    no other. The tokenizer does the same by itself, and would warn of it.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=use_one_thread)
+
+
+def use_one_thread():
+    torch.set_num_threads(1)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
 def sum_over_processes(tensor, device="cpu"):
     """The sum of every process's `tensor`, on the CPU. Each process waits for all others.
 
     `device`: where the processes exchange it; a GPU where they joined with one.
     """
-    if dist.is_initialized():
+    if has_joined():
         tensor = tensor.to(device, copy=True)
         dist.all_reduce(tensor)
     return tensor.cpu()
@@ -144,6 +177,6 @@ def in_parallel(model, unused):
 def from_rank_0(value):
     """What process 0 gave as `value`, in every process. The others wait for it."""
     values = [value]
-    if dist.is_initialized():
+    if has_joined():
         dist.broadcast_object_list(values)
     return values[0]

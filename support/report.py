@@ -46,11 +46,14 @@ def guess_mark(p):
     return ""
 
 
-def print_table(rows, left=1):
-    """Print rows of cells in columns: the first `left` flush left, the others flush right."""
+def print_table(rows, left=1, widest=60):
+    """Print rows of cells in columns: the first `left` flush left, the others flush right.
+
+    A cell of more than `widest` characters is shortened.
+    """
     table = []
     for row in rows:
-        table.append([printable(str(cell)) for cell in row])
+        table.append([shorten(str(cell), widest) for cell in row])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         cells = []
@@ -158,12 +161,21 @@ def print_texts(data, max_length, how, encoder):
             warn(f"{share} are unknown to {encoder}")
 
 
-def print_heads(folder, heads):
-    """Say which heads start from the run in `folder`; None: it pools in another way."""
+def print_heads(folder, heads, dropped=()):
+    """Say which heads start from the run in `folder`, and which of its tasks are left behind.
+
+    heads: {task: its labels that the run does not have}; None: the run pools in another way.
+    dropped: the names of its tasks that are not learned here.
+    """
     if heads is None:
         print(f"the heads start anew: {folder} was trained with another --pooling")
     elif heads:
         print(f"heads that start from {folder}, too: {listed(heads)}")
+        for name, labels in heads.items():
+            if labels:
+                print(f"labels of {name!r} that start anew: {listed(labels)}")
+    if dropped:
+        print(f"tasks of {folder} that are left behind: {listed(dropped)}")
 
 
 def print_groups(groups):
@@ -265,27 +277,41 @@ def print_classes(task, per_class):
 def print_examples(tasks, rows, predictions, what):
     """Print rows with each task's label beside its prediction; an x marks a wrong one.
 
-    what: which rows these are, in a word.
+    It shows as many tasks as fit the terminal, four at most. what: which rows these are, in a word.
     """
-    header = []
-    for task in tasks:
-        header += [task.name, "", "predicted"]
-    table = [header]
-    for row, prediction in zip(rows, predictions, strict=True):
-        cells = []
-        for task in tasks:
-            cells += example_cells(task, row.labels.get(task.name), prediction[task.name])
-        table.append(cells)
-    width = 0
-    for column in zip(*table, strict=True):
-        width += max(map(len, column)) + 2
-    room = max(24, terminal_width() - width)
-
-    header.insert(0, f"{len(rows)} {what} rows")
+    table = [[] for _ in range(len(rows) + 1)]  # its first line is the header
+    room = terminal_width()
+    shown = 0
+    for task in tasks[:4]:
+        lines = [[shorten(task.name, 40), "", "predicted"]]
+        for row, prediction in zip(rows, predictions, strict=True):
+            lines.append(example_cells(task, row.labels.get(task.name), prediction[task.name]))
+        width = width_of(lines)
+        if shown > 0 and room - width < SHORTEST_TEXT:
+            break
+        room -= width
+        shown += 1
+        for line, cells in zip(table, lines, strict=True):
+            line += cells
+    room = max(room, SHORTEST_TEXT)
+    table[0].insert(0, f"{len(rows)} {what} rows")
     for row, cells in zip(rows, table[1:], strict=True):
         cells.insert(0, shorten(row.text, room))
     print()
-    print_table(table, left=len(header))
+    print_table(table, left=len(table[0]), widest=room)
+    if shown < len(tasks):
+        print(f"(the first {shown} of {len(tasks)} tasks)")
+
+
+SHORTEST_TEXT = 24  # of the rows that are shown as examples
+
+
+def width_of(lines):
+    """The width of a table's columns, with the gaps between them and the column before."""
+    width = 0
+    for column in zip(*lines, strict=True):
+        width += max(map(len, column)) + 2
+    return width
 
 
 def example_cells(task, label, prediction):

@@ -4,10 +4,12 @@ that only one process writes to, and a training that is stopped and goes on to t
 This file never knows a model or a task: it keeps their states and records, and looks into neither.
 """
 
+import errno
 import hashlib
 import itertools
 import json
 import os
+import shlex
 import signal
 import threading
 import time
@@ -53,6 +55,19 @@ def remove(folder, *patterns):
             path.unlink(missing_ok=True)
 
 
+# What a file system answers that lacks a service: blob storage, Lustre, NFS, DBFS
+NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
+def flush_to_disk(file):
+    """Wait until what was written to an open file is on the disk, where there is such a thing."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+
+
 @contextmanager
 def replacing(path):
     """Give a path beside `path` to write to. At the end, that file takes the place of `path`.
@@ -66,8 +81,9 @@ def replacing(path):
             mode = beside.stat().st_mode
             yield beside
             with open(beside, "rb+") as file:
-                os.fsync(file.fileno())
-            beside.chmod(mode)  # safetensors makes its files private
+                flush_to_disk(file)
+            with suppress(OSError):  # some file systems have no modes
+                beside.chmod(mode)  # safetensors makes its files private
             os.replace(beside, path)
     except BaseException:
         with suppress(OSError):
@@ -88,6 +104,15 @@ def write_tensors(path, save_file, tensors):
     with input_errors(f"{path}: cannot be written"), replacing(path) as beside:
         save_file(tensors, beside)
         return file_sha256(beside)
+
+
+def tensors_sha256(state):
+    """A SHA-256 of {name: tensor}: of the names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def record_sha256(record):
@@ -111,22 +136,43 @@ def read_record(path):
 def locked(lock_file, what):
     """Let no other process write to `what` meanwhile. Raises InputError where one does already.
 
-    The lock ends with its process, in whatever way that ends.
+    The lock ends with its process, in whatever way that ends. Where the file system has no such
+    locks, a file stands for the lock, and a killed process on another machine leaves it there.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock, SoftFileLock, Timeout
 
-    lock = FileLock(lock_file, blocking=False)
     Path(lock_file).touch()  # where this cannot be, FileLock would say that it is locked
+    message = f"{what}: another process is writing there"
+    if has_locks(lock_file):
+        lock = FileLock(lock_file, timeout=0)  # it gives up at once
+    else:
+        soft = f"{lock_file}.soft"
+        message += f", or was killed; if none is, delete {soft} (this file system has no locks)"
+        lock = SoftFileLock(soft, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(f"{what}: another process is writing there") from None
+        raise InputError(message) from None
     try:
         yield
     finally:
         with suppress(OSError):  # Windows does not delete an open file
             os.unlink(lock_file)
         lock.release()
+
+
+def has_locks(path):
+    """Whether the file system of an existing file has locks that end with their process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has others
+        return True
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it ends with the file's closing
+        except OSError as error:
+            return error.errno not in NOT_SUPPORTED
+    return True
 
 
 # --------------------------------------------------------------------------------------------------
@@ -139,12 +185,14 @@ RUN_FILES = (
     "model.safetensors",
     "log.jsonl",
     "test_predictions.jsonl",
+    "train_rows.bin",
     "report.png",
 )
 # What a killed write leaves: the first is our own name, the second that of safetensors
 LEFTOVERS = ("*.partial", ".tmp??????")
 # What a run leaves that is killed before it has begun, that is before config.json is there
-BEFORE_BEGIN = {"run.lock", "config.json.partial", "tokenizer.json.partial", "tokenizer.json"}
+BEFORE_BEGIN = {"config.json.partial", "tokenizer.json.partial", "tokenizer.json"}
+BEFORE_BEGIN |= {"run.lock", "run.lock.soft"}
 
 
 def is_run(folder):
@@ -154,7 +202,7 @@ def is_run(folder):
 
 
 def how_to_resume(folder):
-    return f"go on with: python train.py --resume {folder}"
+    return f"go on with: python train.py --resume {shlex.quote(str(folder))}"
 
 
 def read_config(folder):
@@ -164,7 +212,7 @@ def read_config(folder):
         for argument in config["flags"]["argv"]:
             if not isinstance(argument, str):
                 raise ValueError("its flags are damaged")
-    if "fitted" not in config:
+    if not {"fitted", "encoder_sha256"} <= config.keys():
         reason = "it was begun with a former version of mtbert; start it again"
         raise InputError(f"{folder}: {reason}")
     return config
@@ -202,12 +250,13 @@ def remove_empty(folders):
 
 
 @contextmanager
-def open_run(out, resume, overwrite, variant, device):
+def open_run(out, resume, overwrite, variant, device, go_on=False):
     """Decide where a run is kept and whether it is new. Meanwhile no other process writes there.
 
     -> folder, the record that the run began with (None: it is new), and whether it is finished.
-    A run goes on where `resume` names its folder, or where torchrun restarts processes that it
-    has started with this `out` before. Otherwise it is new, in `out` or a new folder under runs/.
+    A run goes on where `resume` names its folder, where torchrun restarts processes that it has
+    started with this `out` before, and with `go_on` where a run has begun in `out`. Otherwise it
+    is new, in `out` or a new folder under runs/.
     Raises InputError where the folder is in use. What was made for a mistake is removed.
     """
     launch = launched()
@@ -220,7 +269,7 @@ def open_run(out, resume, overwrite, variant, device):
     with ExitStack() as held:
         opened = None
         if is_first():
-            if restarts > 0 and resume is None and was_begun_by(launch, out):
+            if resume is None and is_begun(out) and (go_on or is_restart(restarts, launch, out)):
                 resume = out
             opened = enter_folder(held, out, resume, overwrite, variant)
         folder, record, finished = from_rank_0(opened)
@@ -229,17 +278,19 @@ def open_run(out, resume, overwrite, variant, device):
         except KeyboardInterrupt as stop:
             status, message = stop.args or (130, "interrupted")
             # With --overwrite, config.json may still be that of the run to be overwritten
-            begun = (folder / "config.json").exists() and (record is not None or not overwrite)
+            begun = is_begun(folder) and (record is not None or not overwrite)
             if begun and "--resume" not in message:
                 message += f"; {how_to_resume(folder)}"
             raise KeyboardInterrupt(status, message) from None
 
 
-def was_begun_by(launch, out):
+def is_begun(folder):
+    return folder is not None and (Path(folder) / "config.json").exists()
+
+
+def is_restart(restarts, launch, out):
     """Whether this call of torchrun has begun the run in the folder `out`, before a restart."""
-    if not (Path(out) / "config.json").exists():
-        return False
-    return read_config(out)["launcher"] == launch.name
+    return restarts > 0 and read_config(out)["launcher"] == launch.name
 
 
 def enter_folder(held, out, resume, overwrite, variant):
@@ -270,7 +321,7 @@ def check_unused(folder):
         return
     hint = "name another folder, or add --overwrite"
     if "config.json" in names:
-        hint += f", or go on with --resume {folder}"
+        hint += f", or go on with --resume {shlex.quote(str(folder))}"
     raise InputError(f"--out {folder} is in use; {hint}")
 
 
@@ -286,7 +337,7 @@ def check_resume(folder, saved, current):
     -> a sentence where library versions differ, else None.
     """
     keys = ("encoder", "tasks", "pooling", "truncation", "max_length")
-    for key in (*keys, "encoder_source", "tokenizer_sha256"):
+    for key in (*keys, "encoder_sha256", "tokenizer_sha256"):
         if saved[key] != current[key]:
             reason = f"its {key} is not what it was when the run began: {current[key]}"
             raise InputError(f"{folder}: {reason}"[:300])
@@ -301,9 +352,13 @@ def check_resume(folder, saved, current):
 # A training that can be stopped: its signals, its snapshots, and where it stands
 
 
+# Ctrl-C, kill, a terminal that is closed, and what clusters are asked to send before time is up
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+
+
 @contextmanager
 def stop_signals():
-    """A list that gets the number of each SIGINT (Ctrl-C) or SIGTERM.
+    """A list that gets the number of each signal that asks to stop: Ctrl-C, and STOP_SIGNALS.
 
     A second one raises KeyboardInterrupt at once. Not under torchrun: it passes on a Ctrl-C that
     the terminal has already sent to each process, so there two of them are one.
@@ -318,7 +373,10 @@ def stop_signals():
 
     former = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for name in STOP_SIGNALS:
+            number = getattr(signal, name, None)
+            if number is None:  # Windows has two of them
+                continue
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores signals, and so do we
                 former[number] = signal.signal(number, receive)
     try:
@@ -362,12 +420,22 @@ def open_log(path, size):
     """
     if not is_first():
         path = os.devnull
-    with naming(path), open(path, "a", buffering=1) as file:
+    with naming(path), open_to_append(path) as file:
         if is_first():
             if os.fstat(file.fileno()).st_size < size:
                 raise InputError(f"{path} is shorter than when its snapshot was written")
             file.truncate(size)
         yield file
+
+
+def open_to_append(path):
+    try:
+        return open(path, "a", buffering=1)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+    reason = "this file system cannot append to a file"
+    raise InputError(f"{path}: {reason}; name an --out on a local disk, and copy the run later")
 
 
 class Run:
@@ -422,7 +490,7 @@ class Run:
 
     def save(self):
         if is_first():
-            os.fsync(self.file.fileno())
+            flush_to_disk(self.file)
             self.log_size = os.fstat(self.file.fileno()).st_size
             progress = {
                 "epoch": self.epoch,

@@ -4,13 +4,21 @@ This file never knows what the script is about.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 import torch.distributed as dist
 
 from .errors import InputError, printable
-from .processes import discard_stdout, is_first, launched, leave_processes
+from .processes import (
+    discard_stdout,
+    has_joined,
+    is_first,
+    is_half_launched,
+    launched,
+    leave_processes,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,9 +60,23 @@ def warn(message):
     """A note that begins with "warning:", in yellow on a terminal."""
     if is_first():
         mark = "warning:"
-        if sys.stderr.isatty():
+        if has_colors(sys.stderr):
             mark = f"\033[1;33m{mark}\033[0m"
         say(f"{mark} {printable(message)}")
+
+
+def has_colors(stream):
+    """Whether colours can be shown, and are not refused (no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return stream.isatty() and not plain
+
+
+def open_closed_streams():
+    """Let standard streams that are closed, as a daemon's are, lead nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nowhere, mode))
 
 
 def run_script(main):
@@ -63,8 +85,12 @@ def run_script(main):
     A mistake of the user is one line on standard error and exit status 2. A signal ends it with
     128 + its number. A closed pipe, as of `| head`, ends it quietly with 141.
     """
+    open_closed_streams()
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's standard output has no such method
         sys.stdout.reconfigure(errors="backslashreplace")  # for a terminal that lacks a character
+    if is_half_launched():
+        reason = "RANK and WORLD_SIZE are set, but not all that torchrun sets"
+        warn(f"{reason}; this process works alone. torchrun starts several that work together")
     try:
         main()
         leave_processes()
@@ -99,6 +125,6 @@ def fail(message):
 
 def is_lost_process(error):
     """Whether a RuntimeError means that another process of the group is gone."""
-    if not dist.is_initialized():
+    if not has_joined():
         return False
     return isinstance(error, dist.DistError) or "gloo" in str(error)

@@ -1,13 +1,15 @@
 """How predictions are written: bars and a table for people, JSON Lines, and tables for programs.
 
 Each writer has write(raw, predictions, error) for one row: a RawRow (support/files.py), and either
-its {task: prediction}, or None and in words why there is none. finish() follows the last row.
+its {task: prediction}, or None and in words why there is none. finish() follows the last row. It
+may come more often, so that nobody waits for what is known already.
 
 This file never knows how predictions were computed. What it writes of them comes from the methods
 of the tasks (mtbert.py, section "Tasks").
 """
 
 import csv
+import io
 import json
 import sys
 from collections import Counter
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError, printable
-from .files import read_rows, read_table
+from .files import clean, ending_of, open_bytes, read_rows, read_table
 from .processes import is_first
 from .report import print_bars, shorten, terminal_width
 from .runs import locked, replacing
@@ -45,12 +47,12 @@ def opened(path):
 
 
 def is_table(path):
-    return path is not None and path.lower().endswith((".csv", ".tsv"))
+    return path is not None and ending_of(path) in (".csv", ".tsv")
 
 
 def has_columns_of_its_own(path):
     """Whether the rows of a file may have other columns than the text: not standard input, .txt."""
-    return path is not None and path != "-" and not path.lower().endswith(".txt")
+    return path is not None and ending_of(path) != ".txt"
 
 
 class BarsWriter:
@@ -74,6 +76,7 @@ class TextTableWriter:
     """
 
     FIRST_ROWS = 1000
+    WIDEST = 60  # of what is predicted of one task
 
     def __init__(self, tasks, text_column):
         self.tasks = tasks
@@ -92,7 +95,7 @@ class TextTableWriter:
     def print_waiting(self):
         if self.widths is None:
             self.widths = self.find_widths()
-            self.print_line("text", [printable(task.name) for task in self.tasks])
+            self.print_line("text", self.names())
         for raw, predictions, error in self.waiting:
             text = ""
             if isinstance(raw.values, dict):
@@ -102,10 +105,13 @@ class TextTableWriter:
         self.waiting = []
 
     def cells_of(self, predictions):
-        return [printable(task.describe(predictions[task.name])) for task in self.tasks]
+        return [shorten(task.describe(predictions[task.name]), self.WIDEST) for task in self.tasks]
+
+    def names(self):
+        return [shorten(task.name, self.WIDEST) for task in self.tasks]
 
     def find_widths(self):
-        widths = [len(printable(task.name)) for task in self.tasks]
+        widths = [len(name) for name in self.names()]
         for _, predictions, _ in self.waiting:
             if predictions is not None:
                 for i, cell in enumerate(self.cells_of(predictions)):
@@ -119,7 +125,7 @@ class TextTableWriter:
         padded = []
         for cell, width in zip(cells, self.widths, strict=False):  # an error is one cell for all
             padded.append(cell.ljust(width))
-        print("  ".join(padded).rstrip())
+        print("  ".join(padded).rstrip(), flush=True)
 
 
 class JsonLinesWriter:
@@ -129,7 +135,7 @@ class JsonLinesWriter:
         """source: the file that the rows come from, or None. Raises InputError."""
         self.file = file
         if is_table(source):
-            header, _, _ = read_table(source, format.encoding)
+            header, _, _ = read_table(source, format)
             check_keys(source, header)
         elif has_columns_of_its_own(source):
             for raw in read_rows(source, format):
@@ -149,7 +155,7 @@ class JsonLinesWriter:
         print(json.dumps(row), file=self.file)
 
     def finish(self):
-        pass
+        self.file.flush()
 
 
 def check_keys(source, keys):
@@ -180,9 +186,15 @@ class TableWriter:
             added += self.heads_of(task)
         added.append("error")
         check_columns(path, self.header, added)
+        self.file = file
         file.write(mark)
-        self.writer = csv.writer(file, delimiter=self.separator, lineterminator="\n")
-        self.writer.writerow(self.header + added)
+        self.write_line(self.header + added)
+
+    def write_line(self, cells):
+        """A line that ends with "\\n", and in which csv has quoted each kind of line end."""
+        line = io.StringIO()
+        csv.writer(line, delimiter=self.separator, lineterminator="\r\n").writerow(cells)
+        self.file.write(line.getvalue().removesuffix("\r\n") + "\n")
 
     def label_separator(self, task):
         return self.format.multi_label.get(task.name, "|")
@@ -194,7 +206,7 @@ class TableWriter:
             raise InputError(f"--output {path}: {error}; name a .jsonl") from None
 
     def heads_of(self, task):
-        names = [name.strip() for name in self.header]
+        names = [clean(name) for name in self.header]
         heads = []
         for suffix in self.suffixes[task.name]:
             head = task.name + suffix
@@ -218,10 +230,10 @@ class TableWriter:
             else:
                 prediction = predictions[task.name]
                 row += task.table_cells(prediction, self.label_separator(task))
-        self.writer.writerow([*row, error or ""])
+        self.write_line([*row, error or ""])
 
     def finish(self):
-        pass
+        self.file.flush()
 
 
 def read_header(path, source, format):
@@ -230,8 +242,8 @@ def read_header(path, source, format):
     separator = ","
     mark = ""
     if is_table(source):
-        header, separator, _ = read_table(source, format.encoding)
-        with open(source, "rb") as file:
+        header, separator, _ = read_table(source, format)
+        with open_bytes(source) as file:
             if file.read(3) == b"\xef\xbb\xbf":
                 mark = "\ufeff"
     elif has_columns_of_its_own(source):
@@ -247,7 +259,7 @@ def read_header(path, source, format):
 
 def check_columns(path, header, added):
     """Raise InputError where two columns of the output would have the same name."""
-    names = {name.strip() for name in header}
+    names = {clean(name) for name in header}
     counts = Counter([*names, *added])
     for name, count in counts.items():
         if count > 1:

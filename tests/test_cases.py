@@ -4,11 +4,15 @@ What is learned from each file of cases/ is tested in test_columns.py, without a
 """
 
 import csv
+import gzip
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 CASES = Path(__file__).parent / "cases"
 MOOD = {"sentiment": ["negative", "positive"]}
@@ -88,9 +92,14 @@ def read_csv(path, separator=","):
             [],
         ),
         (
-            "--data user_id.csv --tasks sentiment user_id --kinds user_id=regression",
-            MOOD | {"user_id": None},
+            "--data currency.csv --classification price",
+            {"price": ["$15.50", "$25.50", "$35.50", "$5.50"]},
             [],
+        ),
+        (
+            "--data noheader_agnews.csv --header label text text_pair --missing 4",
+            {"label": [1, 2, 3]},
+            ["12 cells of 'label' hold '4', which counts as no label"],
         ),
     ],
 )
@@ -115,7 +124,11 @@ def test_flags_decide_what_is_learned_and_all_that_should_be_known_is_said(
             r"--text-encoding klingon: there is no such encoding",
         ),
         ("--data base.csv --regression topics", r"--regression: there is no task 'topics'"),
-        ("--data base.csv --kinds topics=classification", r"--kinds: there is no task 'topics'"),
+        (
+            "--data base.csv --kinds topics=classification",
+            r"--classification: there is no task 'topics'",
+        ),
+        ("--data .", r"error: \. is a folder; name the files in it"),
         ("--data base.csv --multi-label topics", r"--multi-label: there is no task 'topics'"),
         (
             "--data base.csv --regression topic",
@@ -162,160 +175,142 @@ def test_single_is_not_stopped_by_a_column_that_it_does_not_learn(train):
     assert train("--data", "a.csv", "--variant", "single")[3] == {"label": [0, 1]}
 
 
+def test_a_column_with_too_few_labels_ends_no_run_unless_it_is_asked_for(train):
+    lines = [f"film {i},{'xy'[i % 2]}," for i in range(20)]
+    lines += [f"few {i},,{'abc'[i % 3]}" for i in range(3)]
+    data = ["--data", write("few.csv", "text,label,few", *lines)]
+    status, out, err, labels = train(*data)
+    assert status == 0 and labels == {"label": ["x", "y"]}, err
+    assert "'few' (no row can be held out without losing a class)" in out
+    status, _, err, _ = train(*data, "--tasks", "label", "few", "--overwrite")
+    assert status == 2 and "no row of 'few' can be held out" in err
+
+
+def test_rows_without_a_token_are_left_out_of_training_unless_it_is_strict(train):
+    lines = [f"film {i},{'xy'[i % 2]}" for i in range(20)]
+    write("a.csv", "text,label", *lines, "\u200b,x", ",y")
+    status, _, err, _ = train("--data", "a.csv")
+    assert status == 0 and "1 train rows were left out: no token is left of their text" in err
+    assert "a.csv: 1 rows were left out: the text must be a string that is not empty" in err
+    status, _, err, _ = train("--data", "a.csv", "--strict", "--overwrite")
+    assert status == 2 and "a.csv, line 23: the text must be" in err
+
+
 # --------------------------------------------------------------------------------------------------
-# Prediction
+# Prediction. That of files in general is tested in test_predict.py.
 
 
-@pytest.mark.parametrize(
-    ("name", "rows", "failing"),
-    [
-        ("blank_mid_predict.csv", 60, [30]),
-        ("blank_line.txt", 3, [1]),
-        ("emoji_only.csv", 6, [2, 4]),
-    ],
-)
-def test_a_row_that_cannot_be_predicted_has_a_reason_and_the_others_do_not(
-    script, base_run, tmp_path, name, rows, failing
-):
-    command = ["--model", base_run, "--input", CASES / name, "--output", tmp_path / "out.jsonl"]
-    status, _, err = script("predict.py", *command)
-    assert status == 0 and f"{len(failing)} rows could not be predicted" in err
-    assert "--strict" in err
-    lines = read_lines_of_json(tmp_path / "out.jsonl")
-    assert len(lines) == rows
-    assert [i for i, line in enumerate(lines) if line["predictions"] is None] == failing
-    assert [i for i, line in enumerate(lines) if "error" in line] == failing
-    (tmp_path / "out.jsonl").unlink()
-    status, _, err = script("predict.py", *command, "--strict")
-    assert status == 2 and name in err and err.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-    if name.endswith(".csv"):
-        assert script("predict.py", *command[:-1], tmp_path / "out.csv")[0] == 0
-        with open(tmp_path / "out.csv", newline="") as file:
-            table = list(csv.DictReader(file))
-        assert [i for i, row in enumerate(table) if row["error"]] == failing
-        assert [i for i, row in enumerate(table) if not row["topic"]] == failing
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory):
+    """The folder with a run on pairs, one on a file with splits, and one on decimal commas."""
+    import train
+
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("rel_train", "split_col", "german"):
+        data = str(CASES / f"{name}.csv")
+        flags = ["--encoder", str(tiny), "--epochs", "1", "--out", str(folder / name)]
+        train.main(["--data", data, *flags])
+    return folder
 
 
-@pytest.mark.parametrize(("name", "separator"), [("base.csv", ","), ("semicolon.csv", ";")])
-def test_a_csv_comes_back_as_a_csv_with_its_columns_first(
-    script, base_run, tmp_path, name, separator
-):
-    command = ["--model", base_run, "--input", CASES / name, "--output", tmp_path / "o.csv"]
-    assert script("predict.py", *command)[0] == 0
-    ours = read_csv(tmp_path / "o.csv", separator)
-    theirs = read_csv(CASES / name, separator)
-    added = ["sentiment_predicted", "sentiment_probability", "topic_predicted", "topic_probability"]
-    assert ours[0] == [*theirs[0], *added, "error"]
-    assert [row[:3] for row in ours] == theirs
-    for row in ours[1:]:
-        assert row[3] in MOOD["sentiment"] and 0.5 <= float(row[4]) <= 1 and row[7] == ""
+def test_a_model_that_learned_from_pairs_refuses_texts_without_a_second(script, runs, tmp_path):
+    assert json.loads((runs / "rel_train/config.json").read_text())["pairs"] is True
+    assert json.loads((runs / "german/config.json").read_text())["pairs"] is False
+    model = ["--model", runs / "rel_train"]
+    message = "no 'text_pair' among the columns 'text', 'pair', 'label', and the model learns from"
+    for flags in ([], ["--score"], ["--json"]):
+        command = [*model, "--input", CASES / "rel_test_misnamed.csv", *flags]
+        status, out, err = script("predict.py", *command)
+        assert status == 2 and message in err and "--pair-column names it" in err and not out
+        assert script("predict.py", *command, "--pair-column", "pair")[0] == 0
+        assert script("predict.py", *command, "--pair-column", "")[0] == 0
+    (tmp_path / "a.txt").write_text("a text\n")
+    status, _, err = script("predict.py", *model, "--input", tmp_path / "a.txt")
+    assert status == 2 and "a.txt: no 'text_pair' among the columns 'text'" in err
+    status, _, err = script("predict.py", *model, "a text")
+    assert status == 2 and "--pair TEXT" in err
+    texts = ["one", "two", "--pair", "first", "--pair", "second"]
+    assert script("predict.py", *model, *texts)[0] == 0
+    assert script("predict.py", *model, "--pair-column", "", "a text")[0] == 0
 
 
-def test_a_column_that_would_be_overwritten_is_refused_at_once(
-    script, base_run, tmp_path, monkeypatch
-):
-    import mtbert
-
-    monkeypatch.setattr(mtbert, "predict_encoded", None)
-    command = ["--model", base_run, "--input"]
-    for how in (["--output", tmp_path / "o.jsonl"], ["--json"]):
-        status, out, err = script("predict.py", *command, CASES / "predictions_column.csv", *how)
-        assert status == 2 and "has 'predictions' already, which would be lost" in err and not out
-    table = write(tmp_path / "a.csv", "text,sentiment,sentiment_predicted", "good,positive,mine")
-    output = tmp_path / "o.csv"
-    status, _, err = script("predict.py", *command, table, "--output", output)
-    assert status == 2 and "would have two columns 'sentiment_predicted'" in err
-    assert not output.exists()
+def test_second_texts_that_are_missing_or_too_many_are_said(script, runs, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,text_pair\none,first\ntwo,\n")
+    command = ["--input", path, "--json", "--model"]
+    status, _, err = script("predict.py", *command, runs / "rel_train")
+    assert status == 0 and "1 rows have no second text, and the model learned from pairs" in err
+    status, _, err = script("predict.py", *command, runs / "german")
+    assert status == 0 and "'text_pair' is read as a second text, and the model saw none" in err
 
 
-def test_score_prints_the_metrics_of_labelled_rows_as_training_does(
-    script, base_run, train, tmp_path
-):
-    command = ["--model", base_run, "--score", "--input"]
+def test_of_a_file_with_splits_the_test_rows_are_scored(script, runs, tmp_path):
     output = ["--output", tmp_path / "s.json"]
-    status, out, err = script("predict.py", *command, CASES / "base.csv", *output)
-    assert status == 0 and re.search(r"^base.csv +accuracy +macro-F1 ", out, re.M) and not err
-    score = json.loads((tmp_path / "s.json").read_text())
-    assert train("--data", "base.csv", "--test", "base.csv")[0] == 0  # the same run, tested
-    assert score == json.loads(Path("run/metrics.json").read_text())["test"]
-    status, _, err = script("predict.py", *command, CASES / "blank_mid_predict.csv")
+    command = ["--model", runs / "split_col", "--score", "--input", CASES / "split_col.csv"]
+    status, _, err = script("predict.py", *command, *output)
+    assert status == 0 and "the test rows are scored (30 train, 9 validation, 9 test)" in err
+    assert "training rows of this run" not in err
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores == json.loads((runs / "split_col/metrics.json").read_text())["test"]
+    for split, number in (("train", 30), ("all", 48)):
+        status, _, err = script("predict.py", *command, "--split", split, *output)
+        assert status == 0 and f"30 of {number} rows are training rows of this run" in err
+        scores = json.loads((tmp_path / "s.json").read_text())
+        assert sum(map(sum, scores["label"]["confusion"])) == number
+
+
+def test_decimal_commas_are_scored_as_they_were_learned(script, runs, tmp_path):
+    output = tmp_path / "s.json"
+    command = ["--model", runs / "german", "--score", "--output", output, "--input"]
+    status, _, err = script("predict.py", *command, CASES / "german.csv")
+    assert status == 0, err
+    assert json.loads(output.read_text())["note"]["mean_rmse"] == pytest.approx(1.0, abs=0.1)
+
+
+def test_labels_under_a_name_of_other_case_are_said_not_to_be_scored(script, base_run):
+    command = ["--model", base_run, "--score", "--input", CASES / "score_case.csv"]
+    status, out, err = script("predict.py", *command)
+    assert status == 0 and "topic" in out and "sentiment" not in out
+    assert "no row has a label of 'sentiment'; the columns are 'text', 'Sentiment', 'topic'" in err
+
+
+def test_a_carriage_return_within_a_line_or_a_cell_makes_no_row(script, base_run, tmp_path):
+    command = ["--model", base_run, "--input"]
+    status, out, _ = script("predict.py", *command, CASES / "lines_cr.txt", "--json")
+    texts = [json.loads(line)["text"] for line in out.splitlines()]
+    assert status == 0 and texts[0] == "first good film\rstill the first line" and len(texts) == 3
+    (tmp_path / "a.csv").write_bytes(b"text,x\ngood\rfilm,1\n")
+    status, _, _ = script(
+        "predict.py", *command, tmp_path / "a.csv", "--output", tmp_path / "o.csv"
+    )
+    assert status == 0 and read_csv(tmp_path / "o.csv")[1][:2] == ["good\rfilm", "1"]
+    assert b'\n"good\rfilm",1,' in (tmp_path / "o.csv").read_bytes()
+
+
+def test_a_file_of_which_no_row_can_be_predicted_is_a_mistake(script, base_run, tmp_path):
+    (tmp_path / "a.csv").write_text("text,x\n,1\nNA,2\n")
+    status, _, err = script("predict.py", "--model", base_run, "--input", tmp_path / "a.csv")
     assert status == 2
-    assert "no row has a label of 'sentiment', 'topic'; its columns are 'id', 'text'" in err
-    status, _, err = script("predict.py", *command, CASES / "test_unseen.csv")
-    assert status == 0
-    assert "labels of 'topic' are in no training row and count as wrong: 'costume'" in err
+    assert "none of 2 rows could be predicted; the first: the text must be a string" in err
 
 
-def test_prediction_reads_rows_as_those_were_read_that_the_model_learned_from(script, train):
-    lines = []
-    for i in range(40):
-        mood = "good" if i % 2 else "bad"
-        label = "nan" if i % 2 else "no"
-        lines.append(f"other {i},film {i},is {mood},{label}")
-    write("a.csv", "text,review,more,label", *lines)
-    columns = ["--text-column", "review", "--pair-column", "more"]
-    flags = [*columns, "--missing", "--tasks", "label"]
-    assert train("--data", "a.csv", *flags)[3] == {"label": ["nan", "no"]}
-
-    command = ["--model", "run", "--input", "a.csv", "--output"]
-    assert script("predict.py", *command, "o.jsonl")[0] == 0
-    assert script("predict.py", *command, "e.jsonl", *columns)[0] == 0
-    assert Path("o.jsonl").read_text() == Path("e.jsonl").read_text()
-    other = write("b.csv", "text", "film")
-    status, _, err = script("predict.py", "--model", "run", "--input", other, "--json")
-    assert status == 2 and "b.csv: no 'more' among the columns 'text'; --pair-column names" in err
-    assert script("predict.py", *command, "s.json", "--score")[0] == 0
-    confusion = json.loads(Path("s.json").read_text())["label"]["confusion"]
-    assert sum(map(sum, confusion)) == 40
-    assert script("predict.py", "--model", "run", "great movie")[0] == 0
+def test_a_packed_table_is_predicted_as_a_table(script, base_run, tmp_path):
+    with gzip.open(tmp_path / "base.csv.gz", "wb") as file:
+        file.write((CASES / "base.csv").read_bytes())
+    command = ["--model", base_run, "--input", tmp_path / "base.csv.gz"]
+    output = tmp_path / "o.csv"
+    assert script("predict.py", *command, "--output", output)[0] == 0
+    assert [row[:3] for row in read_csv(output)] == read_csv(CASES / "base.csv")
 
 
-def test_nothing_of_a_row_of_a_table_that_cannot_be_predicted_is_lost(
-    script, base_run, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    command = ["--model", base_run, "--input"]
-    write("a.csv", "text,x", "fine,1", "a b,1,2")
-    assert script("predict.py", *command, "a.csv", "--output", "o.csv")[0] == 0
-    last = read_csv("o.csv")[-1]
-    assert last[:2] == ["a b", "1"]
-    assert last[-1] == "a.csv, line 3: 3 cells, but the header has 2; the row is a b,1,2"
-    assert script("predict.py", *command, "a.csv", "--output", "o.jsonl")[0] == 0
-    row = read_lines_of_json("o.jsonl")[-1]
-    assert row["row"] == ["a b", "1", "2"] and row["predictions"] is None
-    assert "line 3" in row["error"]
-    write("d.csv", "text,sentiment", "a b,positive", ",negative", "c d,negative,x")
-    status, _, err = script("predict.py", *command, "d.csv", "--score")
-    assert status == 0
-    assert "2 rows were left out; the first: d.csv, line 3: the text must be" in err
-
-
-def test_nothing_of_a_line_of_json_that_cannot_be_predicted_is_lost(
-    script, base_run, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    command = ["--model", base_run, "--input"]
-    write("b.jsonl", '{"text": "fine"}', '{"text": ', '{"text": null}')
-    assert script("predict.py", *command, "b.jsonl", "--output", "o.jsonl")[0] == 0
-    rows = read_lines_of_json("o.jsonl")
-    assert rows[1]["row"] == ['{"text": ']
-    assert "b.jsonl, line 2: invalid JSON" in rows[1]["error"]
-    assert rows[2]["error"] == "the text must be a string that is not empty"
-    write("c.jsonl", *['{"text": "fine"}'] * 5000, '{"text": "fine", "predictions": 1}')
-    status, out, err = script("predict.py", *command, "c.jsonl", "--json")
-    assert status == 2 and not out and "c.jsonl has 'predictions' already" in err
-
-
-def test_rows_of_json_have_no_columns_to_write_to_a_csv(script, base_run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    command = ["--model", base_run, "--output", "o.csv", "--input"]
-    write("a.json", '[{"text": "x", "b": 1}]')
-    write("a.jsonl", '{"text": "x", "b": 1}')
-    write("a.ndjson", '{"text": "x", "b": 1}')
-    for name in ("a.json", "a.jsonl", "a.ndjson"):
-        status, _, err = script("predict.py", *command, name)
-        assert status == 2 and "o.csv takes a .csv, .tsv or .txt as input" in err
-        assert not Path("o.csv").exists()
-    assert script("predict.py", *command, write("a.txt", "x", "y"))[0] == 0
-    assert [row[0] for row in read_csv("o.csv")] == ["text", "x", "y"]
+def test_who_writes_a_line_gets_its_answer_before_the_next(base_run):
+    command = [sys.executable, ROOT / "predict.py", "--model", base_run, "--json"]
+    command += ["--input", "/dev/stdin"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        for text in (b"great movie", b"awful film"):
+            process.stdin.write(text + b"\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["text"] == text.decode()
+        process.stdin.close()
+        assert process.stdout.read() == b""
+    assert process.returncode == 0

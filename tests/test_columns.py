@@ -5,6 +5,7 @@ The files of cases/ are such as people really have.
 
 import argparse
 import json
+import shlex
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from support import columns
 from support.columns import Column, Notes, Row, read_data
 from support.errors import InputError
-from support.files import format_flags, format_of
+from support.files import Format, format_flags, format_of
 
 CASES = Path(__file__).parent / "cases"
 
@@ -102,15 +103,16 @@ def read(arguments):
     """Read data as flags of train.py ask for it -> columns, splits, notes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", nargs="+")
-    for name in ("--val", "--test", "--regression"):
+    for name in ("--val", "--test", "--regression", "--classification"):
         parser.add_argument(name, nargs="+", default=[])
     parser.add_argument("--tasks", nargs="+")
     format_flags(parser.add_argument)
-    args = parser.parse_args(arguments.split())
+    args = parser.parse_args(shlex.split(arguments))
     files = []
     for names in (args.data, args.val, args.test):
         files.append([str(CASES / name) for name in names])
     kinds = dict.fromkeys(args.regression, "regression")
+    kinds.update(dict.fromkeys(args.classification, "classification"))
     notes = Notes()
     found, splits = read_data(*files, args.tasks, format=format_of(args), kinds=kinds, notes=notes)
     notes.messages += columns.data_warnings(found, splits)
@@ -177,6 +179,207 @@ def test_what_is_learned_and_said_of_files_as_people_have_them(arguments, labels
     assert all(words in text for words in said), text
 
 
+LABEL = {"label": ["negative", "positive"]}
+NLI = "--text-column sentence1 --pair-column sentence2"
+SECOND_HARVEST = [
+    ("concat.csv", LABEL, 48, "1 rows were left out: the row repeats the header"),
+    ("concat_float.csv", {"score": []}, 48, "1 rows were left out: the row repeats the header"),
+    (
+        "split_col.csv",
+        LABEL,
+        48,
+        "'split' says of which split a row is: 30 train, 9 validation, 9 test rows",
+    ),
+    ("split_col.csv --split-column ''", LABEL, 48, "{'split': 'its name'}"),
+    (
+        "split_col.csv --tasks split",
+        {"split": ["test", "train", "validation"]},
+        48,
+        "",
+    ),
+    ("emobank_like.csv", {"V": [], "A": [], "D": []}, 48, "30 train, 9 validation, 9 test rows"),
+    (f"nli_minus1.csv {NLI}", {"label": [-1, 0, 1, 2]}, 48, "is it a class? --missing -1 makes"),
+    (
+        f"nli_minus1.csv {NLI} --missing -1",
+        {"label": [0, 1, 2]},
+        44,
+        "4 cells of 'label' hold '-1'",
+    ),
+    (f"nli_minus1.jsonl {NLI} --missing -1", {"label": [0, 1, 2]}, 44, "4 cells"),
+    (
+        f"nli_dash.jsonl {NLI} --tasks gold_label",
+        {"gold_label": ["-", "contradiction", "entailment", "neutral"]},
+        48,
+        "4 training rows of 'gold_label' have the label '-': is it a class? --missing - makes",
+    ),
+    (
+        f"nli_dash.jsonl {NLI} --tasks gold_label --missing -",
+        {"gold_label": ["contradiction", "entailment", "neutral"]},
+        44,
+        "4 cells of 'gold_label' hold '-'",
+    ),
+    (
+        "tags_space.csv",
+        {"tags": ["acting", "acting story", "sound", "sound story", "story"]},
+        48,
+        "'tags' looks multi-label ('acting story'), but each combination is one label; "
+        "--multi-label 'tags= ' splits them",
+    ),
+    ("tags_space.csv --multi-label 'tags= '", {"tags": ["acting", "sound", "story"]}, 48, ""),
+    (
+        "tags_newline.csv",
+        {"tags": ["acting", "acting\nstory", "sound", "sound\nstory", "story"]},
+        48,
+        r"--multi-label 'tags=\n' splits them",
+    ),
+    (r"tags_newline.csv --multi-label 'tags=\n'", {"tags": ["acting", "sound", "story"]}, 48, ""),
+    ("empty_texts.csv", LABEL, 45, "3 rows were left out: the text must be a string that is not"),
+    ("null_text.jsonl", LABEL, 46, "2 rows were left out: the text must be a string that is not"),
+    ("na_text.csv", LABEL, 45, "3 rows were left out: the text is 'NA', which means none"),
+    ("na_text.csv --missing", LABEL, 48, "1 texts have more than one label"),
+    ("noheader_two.csv --header text label", LABEL, 48, ""),
+    (
+        "noheader_agnews.csv --header label text text_pair",
+        {"label": [1, 2, 3, 4]},
+        48,
+        "",
+    ),
+    (
+        "icd.csv",
+        {"icd": ["008.45", "038.11", "250.00", "401.9"]},
+        48,
+        "the cells of 'icd' are read as words, not numbers, as '008.45'; --regression icd makes",
+    ),
+    ("dewey.csv", {"code": ["007.1", "07.10", "7.1", "71"]}, 48, "read as words, not numbers"),
+    ("version.csv", {"version": ["1.1", "1.10", "1.9", "2.0"]}, 48, "read as words, not numbers"),
+    ("version.csv --regression version", {"version": []}, 48, ""),
+    ("nan.jsonl", LABEL | {"score": []}, 48, ""),
+    ("doccano_one.jsonl", LABEL, 48, "'label' has lists of one label each, read as classes"),
+    ("tie_header.csv --separator ;", {"label, main": ["negative", "positive"]}, 48, ""),
+    ("space_quotes.csv", LABEL, 48, ""),
+    ("german.csv", {"note": []}, 48, "the cells of 'note' are read as numbers, '3,5' as 3.5"),
+    ("percent.csv", {"share": []}, 48, "the cells of 'share' are read as numbers, '0%' as 0"),
+    ("currency.csv", {"price": []}, 48, "the cells of 'price' are read as numbers, '$5.50' as 5.5"),
+    (
+        "currency.csv --classification price",
+        {"price": ["$15.50", "$25.50", "$35.50", "$5.50"]},
+        48,
+        "",
+    ),
+    ("none_label_only.csv --missing", {"hate": ["None", "racism"]}, 48, ""),
+    (
+        "mysql_null.csv",
+        {"label": [r"\N", "negative", "positive"]},
+        48,
+        r"have the label '\\N': is it a class? --missing '\N' makes it none",
+    ),
+    (r"mysql_null.csv --missing '\N'", LABEL, 42, "6 cells of 'label' hold"),
+    ("missing_and_nan.csv --missing unknown", LABEL, 36, "6 cells of 'label' hold 'nan'"),
+    ("nan_strings.jsonl", LABEL, 43, "5 cells of 'label' hold 'nan'"),
+    ("unknown_word.jsonl --missing unknown", LABEL, 43, "5 cells of 'label' hold 'unknown'"),
+    ("blank_label.jsonl", LABEL, 42, "6 cells of 'label' hold ' '"),
+    ("nfc_nfd.csv", {"label": ["bar", "café"]}, 48, r"'cafe\u0301' as 'café'"),
+    ("zwsp_label.csv", LABEL, 48, "8 labels of 'label' are read without invisible characters"),
+    ("oneword.csv", {"label": ["0", "1", "x"]}, 48, "in 1 rows words: 'x'"),
+    (
+        "case_cols_a.csv case_cols_b.csv",
+        {"Label": ["negative", "positive"]} | LABEL,
+        48,
+        "'Label', 'label' differ only in case",
+    ),
+    ("label_names_typo.json", {"label": [0, 1]}, 48, "label_names has 'lable', and no row does"),
+    ("eq_col.csv", {"a=b": ["x", "x|y", "y"]}, 48, "--multi-label 'a=b=|' splits them"),
+    ("eq_col.csv --multi-label 'a=b=|'", {"a=b": ["x", "y"]}, 48, ""),
+    (
+        "kaggle_disaster.csv",
+        {"keyword": ["ablaze", "body%20bag"], "target": [0, 1]},
+        48,
+        "'location': 'different in most rows'",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "labels", "rows", "said"), SECOND_HARVEST, ids=[c[0] for c in SECOND_HARVEST]
+)
+def test_what_is_learned_and_said_of_the_second_harvest(arguments, labels, rows, said):
+    found, splits, notes = read(f"--data {arguments}")
+    assert labels_of(found) == labels
+    assert sum(map(len, splits.values())) == rows
+    assert said in "; ".join([str(notes.left_out), *notes.messages])
+    if not said:
+        assert notes.messages == []
+
+
+def test_numbers_as_people_write_them_keep_their_value(tmp_path):
+    cells = ["1.234,50", "-0,5", "12,25", "3"]
+    path = write(tmp_path / "a.csv", "text;a", *[f"x {i};{cells[i % 4]}" for i in range(40)])
+    [column], splits = read_data([path])
+    values = {row.labels["a"] for row in splits["train"]}
+    assert values == {1234.5, -0.5, 12.25, 3.0} and column.decimal == ","
+    cells = ["$1,000", "$2,500.75", "-$3"]
+    lines = [f'x {i},"{cells[i % 3]}"' for i in range(40)]
+    [column], splits = read_data([write(tmp_path / "b.csv", "text,a", *lines)])
+    values = {row.labels["a"] for row in splits["train"]}
+    assert values == {1000.0, 2500.75, -3.0} and column.decimal == "."
+
+
+def test_numbers_among_words_are_said_and_never_split_at_the_comma(tmp_path):
+    cells = ["3,5", "1,5", "4", "none given"]
+    path = write(tmp_path / "a.csv", "text;a", *[f"x {i};{cells[i % 4]}" for i in range(40)])
+    [said] = warnings_of([path])
+    assert said.startswith("'a' has numbers such as '1,5', but also 'none given', so that each is")
+
+
+def test_numbers_in_quotes_of_json_are_said_to_be_classes(tmp_path):
+    rows = [{"text": f"x {i}", "a": ["3,5", "12%"][i % 2]} for i in range(40)]
+    notes = Notes()
+    [column], _ = read_data([write(tmp_path / "a.json", json.dumps(rows))], notes=notes)
+    assert column.labels == ["12%", "3,5"]
+    assert notes.messages[0].startswith("'a' has texts such as '3,5', so that each is a class")
+
+
+@pytest.mark.parametrize("flags", ["--val", "--test"])
+def test_a_file_without_second_texts_is_refused_where_training_rows_have_them(flags):
+    command = f"--data rel_train.csv {flags} "
+    message = "no 'text_pair' among the columns .*, and the model learns from pairs; --pair-column"
+    with pytest.raises(InputError, match=message):
+        read(command + "rel_test_misnamed.csv")
+    assert (
+        len(read(command + "rel_test.csv")[1]["test" if flags == "--test" else "validation"]) == 60
+    )
+    read(command + "rel_test_misnamed.csv --pair-column ''")
+
+
+def test_whether_rows_are_pairs():
+    rows = make_rows(*[{}] * 100)
+    pairs = [row._replace(text_pair="b") for row in rows]
+    assert columns.all_have_pairs(pairs) is columns.all_have_pairs(pairs[:99] + rows[:1]) is True
+    assert columns.all_have_pairs(rows) is False
+    assert columns.all_have_pairs(pairs + rows) is None
+    assert columns.row_hash(rows[0]) != columns.row_hash(pairs[0]) != columns.row_hash(pairs[1])
+
+
+@pytest.mark.parametrize("name", ["fold", "is_test", "weight", "sample_weight", "dev_set"])
+def test_columns_about_the_part_of_a_row_are_left_out(name, tmp_path):
+    lines = [f"film {i},{i % 2},{'uv'[i % 2]}" for i in range(20)]
+    notes = Notes()
+    [column], _ = read_data([write(tmp_path / "a.csv", f"text,{name},t", *lines)], notes=notes)
+    assert column.name == "t" and notes.left_out == {name: "its name"}
+
+
+def test_a_test_file_with_splits_gives_its_test_rows_and_one_without_them_all(tmp_path):
+    lines = [f"film {i},{'xy'[i % 2]},{'Train' if i < 30 else 'TEST'}" for i in range(40)]
+    path = write(tmp_path / "a.csv", "text,a,part", *lines)
+    _, splits = read_data([path], (), [path])
+    assert [len(rows) for rows in splits.values()] == [27, 3, 20]  # the file is given twice
+    other = write(tmp_path / "b.csv", "text,a,part", *lines[:4])
+    _, splits = read_data([path], (), [other])
+    assert len(splits["test"]) == 14
+    with pytest.raises(InputError, match="'a' is 'x' here, which is no split; splits are called"):
+        read_data([path], format=Format(split_column="a"))
+
+
 def test_a_column_of_joined_labels_is_never_taken_silently_for_classes():
     found, _, notes = read("--data pipe_lists.csv")
     assert found[0].kind == "classification" and len(found[0].labels) == 6
@@ -221,6 +424,30 @@ def test_a_column_of_joined_labels_is_never_taken_silently_for_classes():
             "--data base.csv --pair-column nothing",
             r"base.csv: no 'nothing' among the columns .*; --pair-column",
         ),
+        (
+            "--data noheader_two.csv",
+            "noheader_two.csv: it seems to have no header, but 'negative' in its first line; "
+            "--header text label names the columns",
+        ),
+        ("--data noheader_agnews.csv", "--header label text text_pair names the columns"),
+        ("--data empty_texts.csv --strict", "empty_texts.csv, line 9: the text must be a string"),
+        ("--data comment_top.csv", "the header seems to be in line 2; delete the lines above it"),
+        ("--data title_row.csv", "the header seems to be in line 3; delete the lines above it"),
+        (
+            "--data trailing_cells.tsv",
+            "line 2: 5 cells, but the header has 2; those at the end are",
+        ),
+        ("--data tie_header.csv", "the header has no 'text'; --separator ';' would give it"),
+        ("--data fasttext.txt", 'a .txt has no labels; write each line .* {"text": "...", "label"'),
+        ("--data lines_cr.txt", "a .txt has no labels; name a .csv"),
+        ("--data array.jsonl", "array.jsonl: it begins with a list; .* name it .json"),
+        ("--data num_text.jsonl", "line 8: the text must be a string, and is 2012; write it in"),
+        ("--data none_label_only.csv", "24 times 'None'; --missing alone makes that a label"),
+        (
+            "--data eq_col.csv --multi-label a=b",
+            r"no task 'a'; write 'a=b=\|' for the column 'a=b'",
+        ),
+        ("--data split_col.csv --split-column no", "no 'no' among the columns 'text', 'label'"),
     ],
 )
 def test_what_is_refused_is_said_in_one_line(arguments, message):
@@ -235,8 +462,8 @@ def test_what_is_refused_is_said_in_one_line(arguments, message):
         (
             "comma.csv",
             ["text;a", *["x;0,5", "z;1,0"] * 10],
-            {"a": ["0,5", "1,0"]},
-            "'a' has decimal commas",
+            {"a": []},
+            "the cells of 'a' are read as numbers, '0,5' as 0.5; --classification a",
         ),
         (
             "some.csv",

@@ -45,10 +45,10 @@ def own_choice(monkeypatch):
 
 
 def capabilities(monkeypatch, *features, **others):
-    """Let torch say that the CPU has these alone."""
+    """Let the CPU have these alone."""
     known = {"cpu_name": "Some", "avx512_bf16": False, "amx_bf16": False}
     known |= dict.fromkeys(features, True) | others
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    monkeypatch.setattr(cpu, "cpu_features", lambda: known)
 
 
 def kinds_of(model):
@@ -146,11 +146,15 @@ def test_int8_is_taken_only_where_its_products_are_exact():
 
 def test_weights_are_packed_only_where_onednn_does_it(monkeypatch):
     half = torch.empty(0, dtype=torch.bfloat16)
+    supported = {"raising": False, "value": lambda: False}
     capabilities(monkeypatch, architecture="x86_64")
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(cpu, "packed_product_is_right", lambda dtype: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", **supported)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert cpu.can_pack(half.float())
     assert not cpu.can_pack(half)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    supported["value"] = lambda: True
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", **supported)
     assert cpu.can_pack(half)
     assert not cpu.can_pack(half.half())
     assert not cpu.can_pack(half.to("meta"))
@@ -160,6 +164,38 @@ def test_weights_are_packed_only_where_onednn_does_it(monkeypatch):
     monkeypatch.undo()
     capabilities(monkeypatch, architecture="aarch64")
     assert not cpu.can_pack(half.float())
+
+
+def test_a_product_that_is_not_right_is_not_trusted(monkeypatch):
+    if not cpu.can_pack(torch.empty(0)):
+        pytest.skip("needs an x86 CPU on which oneDNN computes")
+    product = cpu.packed_product
+    monkeypatch.setattr(cpu, "packed_product", lambda *given: product(*given) + 1)
+    assert not cpu.can_pack(torch.empty(0))
+
+
+@pytest.mark.parametrize(
+    ("lines", "name", "fast"),
+    [
+        ("model name\t: Intel(R) Xeon(R)\nflags\t: sse avx512_bf16 amx_bf16\n", "Intel", True),
+        ("model name\t: Intel(R) Xeon(R)\nflags\t: sse avx512_bf16\n", "Intel", False),
+        ("model name\t: AMD EPYC\nflags\t: sse avx512_bf16\n", "AMD", True),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16\n", "", True),
+        ("", "", False),
+    ],
+)
+def test_where_torch_does_not_say_what_the_cpu_can_do_linux_does(
+    lines, name, fast, monkeypatch, tmp_path, own_choice
+):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert cpu.cpu_features()["architecture"]
+    path = tmp_path / "cpuinfo"
+    assert not cpu.read_cpu_features(path).get("avx512_bf16")  # there is none on other systems
+    path.write_text(lines)
+    features = cpu.read_cpu_features(path)
+    assert name in features["cpu_name"]
+    monkeypatch.setattr(cpu, "cpu_features", lambda: features)
+    assert cpu.has_fast_bfloat16(torch.device("cpu")) == fast
 
 
 # --------------------------------------------------------------------------------------------------
@@ -576,7 +612,7 @@ def test_a_model_is_packed_to_predict_and_not_to_be_trained(saved, monkeypatch, 
     assert kinds_of(exact.encoder)[nn.Linear] == 8
     assert all(parameter.requires_grad for parameter in exact.parameters())
     models = [mtbert.load(saved, dtype="float32")]
-    capabilities(monkeypatch, architecture=torch.cpu.get_capabilities()["architecture"])
+    capabilities(monkeypatch, architecture=cpu.cpu_features()["architecture"])
     models.append(mtbert.load(saved))
     for model in models:
         kinds = kinds_of(model)

@@ -2,8 +2,11 @@
 
 import argparse
 import csv
+import importlib
 import json
 import re
+import sys
+import types
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -37,6 +40,18 @@ any_row = good_row | st.dictionaries(keys, json_values | st.text(min_size=1)) | 
 any_rows = st.lists(good_row, max_size=8) | st.lists(any_row, max_size=8)
 
 
+def as_read(value):
+    """What of a value of JSON is a label."""
+    if isinstance(value, list):
+        return [as_read(part) if isinstance(part, str) else part for part in value]
+    if not isinstance(value, str):
+        return value
+    value = files.clean(value)
+    if not value or value in files.PLAIN.missing:
+        return None
+    return value
+
+
 @often
 @given(rows=any_rows, kind=st.sampled_from(["json", "jsonl"]))
 def test_arbitrary_json_is_read_unchanged_or_refused(rows, kind, tmp_path_factory):
@@ -49,11 +64,14 @@ def test_arbitrary_json_is_read_unchanged_or_refused(rows, kind, tmp_path_factor
         assert str(path) in str(error) and "\n" not in str(error)
         return
     assert [row.text for row in read] == [row["text"] for row in rows]
-    assert [row.text_pair for row in read] == [row.get("text_pair") or None for row in rows]
+    for one, row in zip(read, rows, strict=True):
+        pair = row.get("text_pair")
+        assert one.text_pair == (pair if as_read(pair) else None)
     for one, row in zip(read, rows, strict=True):
         labels = {}
         for key, value in row.items():
-            if not key.startswith("text") and value not in (None, ""):
+            value = as_read(value)
+            if not key.startswith("text") and value is not None:
                 labels[key] = value
         assert one.labels == labels
 
@@ -94,7 +112,8 @@ def test_what_cannot_be_read_at_all_is_refused(name, content, message, tmp_path)
     ("name", "line", "message"),
     [
         ("a.jsonl", '{"text": ', "a.jsonl, line 2: invalid JSON"),
-        ("a.jsonl", '{"text": "x", "a": NaN}', "invalid JSON: NaN is not a finite number"),
+        ("a.jsonl", '{"text": "x", "a": -Infinity}', "JSON: -Infinity is not a finite number"),
+        ("a.jsonl", '{"text": "x"},', "invalid JSON: Extra data.*; a line ends without a comma"),
         ("a.jsonl", '{"text": "x", "a": 1e400}', "invalid JSON: 1e400 is not a finite number"),
         ("a.jsonl", '{"a": 1, "a": 2}', "a.jsonl, line 2: invalid JSON: the key 'a' occurs twice"),
         ("a.csv", "x,y", "a.csv, line 2: 2 cells, but the header has 1"),
@@ -102,11 +121,12 @@ def test_what_cannot_be_read_at_all_is_refused(name, content, message, tmp_path)
 )
 def test_a_mistake_in_one_row_leaves_the_others(name, line, message, tmp_path):
     first = "text" if name == "a.csv" else '{"text": "x"}'
-    (tmp_path / name).write_text(f"{first}\n{line}\n{first}\n")
+    last = "good" if name == "a.csv" else first
+    (tmp_path / name).write_text(f"{first}\n{line}\n{last}\n")
     *_, wrong, last = files.read_rows(tmp_path / name)
     assert isinstance(wrong.values, InputError) and re.search(message, str(wrong.values))
     assert wrong.cells == (["x", "y"] if name == "a.csv" else [line])
-    assert last.values in ({"text": "text"}, {"text": "x"}) and last.where.endswith("line 3")
+    assert last.values in ({"text": "good"}, {"text": "x"}) and last.where.endswith("line 3")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -121,7 +141,7 @@ def read_cells(path):
 
 
 def stripped(rows):
-    return [(text, label.strip()) for text, label in rows]  # blanks around a label do not count
+    return [(text, files.clean(label)) for text, label in rows]
 
 
 dialects = {
@@ -210,6 +230,125 @@ def test_a_quote_in_a_raw_tsv_is_a_character_and_swallows_nothing(rows, tmp_path
         assert str(path) in str(error) and any(not text.strip() for text, _ in rows)
 
 
+@pytest.mark.parametrize("header", ["text,a", "\ufefftext,a", " text , a"])
+def test_a_row_that_repeats_the_header_is_none(header, tmp_path):
+    (tmp_path / "a.csv").write_text(f"text,a\nx,1\n{header}\ny,2\n", "utf-8")
+    _, repeated, last = files.read_rows(tmp_path / "a.csv")
+    assert isinstance(repeated.values, files.NoRow) and "line 3: the row repeats" in str(
+        repeated.values
+    )
+    assert last.values == {"text": "y", "a": "2"}
+
+
+def test_a_first_line_that_is_no_header_is_said(tmp_path):
+    path = tmp_path / "a.csv"
+    for content, names in (
+        ("a good film\na bad one\n", "text"),
+        ("x,0.5\ny,1.5\n", "label label2"),
+    ):
+        path.write_text(content)
+        with pytest.raises(InputError, match=f"it seems to have no header, .* --header {names} n"):
+            values_of(path)
+    path.write_text("review,mood\nfine,good\nreview,mood\n")  # it has one, and it is repeated
+    assert len(values_of(path)) == 2
+
+
+def test_names_of_columns_make_the_first_line_a_row(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("good\t1\nbad\t0\n")
+    format = files.Format(header=("text", "a"))
+    expected = [{"text": "good", "a": "1"}, {"text": "bad", "a": "0"}]
+    assert values_of(path, format) == expected
+    with pytest.raises(InputError, match=r"line 1: it has 2 cells, but --header names 1 columns"):
+        values_of(path, files.Format(header=("text",)))
+    path.write_text("a\ttext\n1\tgood\n")  # it has a header after all
+    assert values_of(path, format) == [{"a": "1", "text": "good"}]
+
+
+def test_a_separator_that_the_user_names_is_taken(tmp_path):
+    (tmp_path / "a.csv").write_text("text:a,b,c\nx, y, z:1\n")
+    format = files.format_of(parse_flags("--separator", ":"))
+    assert values_of(tmp_path / "a.csv", format) == [{"text": "x, y, z", "a,b,c": "1"}]
+    assert files.format_of(parse_flags("--separator", r"\t")).separator == "\t"
+    assert files.format_of(parse_flags("--separator", "")).separator is None
+
+
+def test_blanks_before_quotes_are_skipped_where_all_have_them(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text, a, b\n"x, y", "1", "z"\n')
+    assert values_of(path) == [{"text": "x, y", "a": "1", "b": "z"}]
+    path.write_text('text,a\nx, said "y"\n')
+    assert values_of(path) == [{"text": "x", "a": ' said "y"'}]
+
+
+def test_a_carriage_return_ends_a_line_only_where_no_other_character_does(tmp_path):
+    path = tmp_path / "a.txt"
+    for content, texts in (
+        (b"a\rb\nc\n", ["a\rb", "c"]),
+        (b"a\r\nb\rc\r\n", ["a", "b\rc"]),
+        (b"a\rb\r", ["a", "b"]),
+        (b"a\nb\rc", ["a", "b\rc"]),
+    ):
+        path.write_bytes(content)
+        assert [values["text"] for values in values_of(path)] == texts
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'text,a\nx\ry,1\n"z\r",2\n')
+    assert values_of(path) == [{"text": "x\ry", "a": "1"}, {"text": "z\r", "a": "2"}]
+    path.write_bytes(b"text,a\rx,1\ry,2\r")
+    assert values_of(path) == [{"text": "x", "a": "1"}, {"text": "y", "a": "2"}]
+
+
+def test_names_and_labels_are_compared_as_they_look():
+    assert files.clean(" cafe\u0301\u200b ") == files.clean("caf\xe9") == "caf\xe9"
+    flag = "\U0001f3f4\U000e0067\U000e0062\U000e007f"  # its tags are invisible, and mean something
+    family = "\U0001f468\u200d\U0001f469"
+    assert files.clean(flag) == flag and files.clean(family + "\u200d") == family
+
+
+def test_keys_of_json_are_compared_as_they_look(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text\u200b": "x", "e\u0301": NaN}\n', "utf-8")
+    assert values_of(tmp_path / "a.jsonl") == [{"text": "x", "\xe9": None}]
+
+
+# --------------------------------------------------------------------------------------------------
+# Packed files, and those that pandas reads
+
+
+@pytest.mark.parametrize("module", ["gzip", "bz2", "lzma"])
+def test_packed_files_are_read_and_damaged_ones_refused(module, tmp_path):
+    endings = {name: ending for ending, name in files.PACKED.items()}
+    path = tmp_path / f"a.csv{endings[module]}"
+    packed = importlib.import_module(module).compress(b"text,a\nx,1\n" * 100)
+    path.write_bytes(packed)
+    assert values_of(path)[0] == {"text": "x", "a": "1"}
+    for content in (packed[:-20], b"text,a\nx,1\n"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"a.csv{endings[module]} cannot be unpacked: "):
+            values_of(path)
+
+
+def test_what_pandas_reads_becomes_rows_where_it_is_installed(tmp_path, monkeypatch):
+    class Frame:
+        def to_json(self, **settings):
+            assert settings["orient"] == "records"
+            return '[{"text": "x", "a": 1.0, "b": null}]'
+
+    pandas = types.SimpleNamespace(read_parquet=lambda path: Frame(), read_excel=None)
+    monkeypatch.setitem(sys.modules, "pandas", pandas)
+    [row] = files.read_rows(tmp_path / "a.parquet")
+    assert row.values == {"text": "x", "a": 1.0, "b": None} and row.where.endswith("row 1")
+    with pytest.raises(InputError, match=r"a.xlsx cannot be read: "):
+        values_of(tmp_path / "a.xlsx")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match="pandas reads such files, and is not installed; pip"):
+        values_of(tmp_path / "a.xlsx")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(InputError, match="is a folder; name the files in it"):
+        values_of(tmp_path)
+
+
 # --------------------------------------------------------------------------------------------------
 # Encodings
 
@@ -265,7 +404,24 @@ def test_flags_make_a_format_and_those_of_a_run_count_where_they_are_silent():
     assert files.format_of(parse_flags(), damaged) == files.PLAIN
 
 
-@pytest.mark.parametrize("word", ["tags=", "tags= "])
-def test_a_separator_that_is_missing_is_refused(word):
+@pytest.mark.parametrize(
+    ("word", "separators"),
+    [
+        ("tags", {"tags": "|"}),
+        ("tags= ", {"tags": " "}),
+        (r"tags=\n", {"tags": "\n"}),
+        ("tags= ;", {"tags": ";"}),
+        ("tags===", {"tags": "=="}),
+        ("a=b=|", {"a=b": "|"}),
+        ("tags=and", {"tags": "and"}),
+    ],
+)
+def test_the_separator_of_labels_follows_the_name_of_their_column(word, separators):
+    assert files.format_of(parse_flags("--multi-label", word)).multi_label == separators
+
+
+def test_a_separator_that_is_missing_or_too_long_is_refused():
     with pytest.raises(InputError, match="--multi-label tags=: the separator is missing"):
-        files.format_of(parse_flags("--multi-label", word))
+        files.format_of(parse_flags("--multi-label", "tags="))
+    with pytest.raises(InputError, match="--separator ;;: it must be one character"):
+        files.format_of(parse_flags("--separator", ";;"))

@@ -119,6 +119,21 @@ def test_only_constant_tasks_are_warned_of(capsys):
 # Before a training
 
 
+def test_examples_of_many_tasks_and_long_labels_fit_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    rows = make_rows({"mood": "good " * 100}, {"mood": "bad"})
+    prediction = MOOD.predictions(np.array([[0.0, 9.0]]))[0]
+    for number, shown in ((1, 1), (4, 3), (9, 3)):
+        tasks = [replace(MOOD, name=f"mood{i}") for i in range(number)]
+        predictions = [{task.name: prediction for task in tasks}] * 2
+        report.print_examples(tasks, rows, predictions, "test")
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 100
+        assert lines[1].split().count("predicted") == shown
+        said = f"(the first {shown} of {number} tasks)"
+        assert (lines[-1] == said) is (shown < number)
+
+
 def test_the_data_are_a_table_with_the_share_of_the_draws(capsys):
     rows = {
         "train": make_rows({"mood": "bad"}, {"mood": "good"}, {"mood": "bad"}, {"stars": 1.0}),
@@ -137,7 +152,7 @@ def test_the_data_are_a_table_with_the_share_of_the_draws(capsys):
     header = ["labels of", "train", "validation", "test", "majority"]
     assert cells == [
         [*header, "share of draws", "draws per label"],
-        ["mood", "3", "1", "0", "0.500", "0.375", "0.50"],
+        ["mood", "3", "1", "0", "0.333", "0.375", "0.50"],
         ["stars", "1", "1", "0", "2.00 ± 0.50", "0.625", "2.50"],
         ["(rows)", "4", "1", "0"],
     ]
@@ -157,10 +172,14 @@ def test_steps_are_counted(capsys):
 
 
 def test_what_becomes_of_a_former_runs_heads_is_said(capsys):
-    for heads in (None, [], ["mood"]):
+    for heads in (None, {}, {"mood": []}):
         report.print_heads("runs/a", heads)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "another --pooling" in lines[0] and lines[1].endswith("'mood'")
+    report.print_heads("runs/a", {"mood": ["new"]}, ["stars"])
+    _, new_labels, dropped = capsys.readouterr().out.splitlines()
+    assert new_labels == "labels of 'mood' that start anew: 'new'"
+    assert dropped == "tasks of runs/a that are left behind: 'stars'"
 
 
 # --------------------------------------------------------------------------------------------------
