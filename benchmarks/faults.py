@@ -2,6 +2,7 @@
 
 python benchmarks/faults.py                # about 20 minutes on two cores
 python benchmarks/faults.py --kills 5 --damages 20
+python benchmarks/faults.py --kills 0 --configurations 1000 --seed 0     # about 10 minutes
 
 A run learns a task of each kind. It is a process of its own, forked off this one, which has
 imported everything and computed nothing. What is left of a run that was killed, or whose write
@@ -31,6 +32,8 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import configurations
 
 import mtbert
 import train
@@ -388,14 +391,22 @@ def print_table(kills, failures, damages):
 
 def main():
     parser = Parser(description="Kill runs, fail writes, damage models, and count what is lost.")
-    count = number(int, 1)
+    count = number(int, 0)
     parser.add_argument("--kills", type=count, default=100, help="(default: %(default)s)")
     parser.add_argument("--damages", type=count, default=1000, help="(default: %(default)s)")
+    parser.add_argument(
+        "--configurations", type=count, default=0, help="hostile ones (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     args = parser.parse_args()
     rng = Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         parent = Path(folder)
+        if args.configurations > 0:
+            table = configurations.try_configurations(parent, args.configurations, rng)
+            configurations.print_outcomes(table)
+        if args.kills == 0:
+            return
         write_data(parent / "rows.json")
         kills, whole = kill_runs(parent, args.kills, rng)
         flags = [*FLAGS, "--seed", "3"]

@@ -4,17 +4,26 @@ transformers is imported only where it is used, because the import takes seconds
 knows a task, a head, or the folder of a run.
 """
 
+import base64
+import importlib
 import importlib.metadata
 import importlib.util
 import json
 import math
+import re
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import safetensors
+import tokenizers
 import torch
 import torch.nn as nn
+import torch.nn.modules.module as hooks
 
 from . import runs
 from .errors import InputError, input_errors
@@ -164,7 +173,211 @@ class EncoderConfig:
 
 
 # --------------------------------------------------------------------------------------------------
+# What a configuration may ask for: no more than there is in the files beside it
+
+
+class Sizes(NamedTuple):
+    """How many tensors there are, and how large; the header of the file that holds them says it."""
+
+    num_tensors: int
+    largest: int  # dimension of any of them
+    num_elements: int  # of all of them
+
+
+MIN_LARGEST = 2**16  # so large may any integer be: positions of long texts, ids of tokens
+MAX_BUFFERS = 2**24  # elements of what is in no file
+MAX_CALLS = 5000  # of modules, for one batch: the largest encoders need some two thousand
+# Taken where the header is not there yet: on the Hub, until a pickle there has been converted
+UNSEEN = Sizes(num_tensors=5000, largest=2**20, num_elements=2**33)
+
+
+def read_shapes(path):
+    """{name: shape} of the tensors in a safetensors file; only its header is read."""
+    shapes = {}
+    with safetensors.safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            shapes[name] = file.get_slice(name).get_shape()
+    return shapes
+
+
+def sizes_of(shapes):
+    largest = 1
+    num_elements = 0
+    for shape in shapes.values():
+        largest = max(largest, *shape, 1)
+        num_elements += math.prod(shape)
+    return Sizes(len(shapes), largest, num_elements)
+
+
+def read_sizes(name_or_folder):
+    """The Sizes of a checkpoint in a folder or on the Hub, whose files are downloaded.
+
+    Raises ValueError where its weights are pickles, or lie outside of the checkpoint.
+    """
+    path = find_file(name_or_folder, "model.safetensors")
+    if path is not None:
+        return sizes_of(read_shapes(path))
+    index = find_file(name_or_folder, "model.safetensors.index.json")
+    if index is None and Path(name_or_folder).is_dir():
+        raise ValueError(NO_SAFETENSORS.format(str(name_or_folder)))
+    if index is None:
+        return UNSEEN
+    shapes = {}
+    for shard in read_shard_names(index):
+        path = find_file(name_or_folder, shard)
+        if path is None:
+            raise ValueError(f"its file {shard}, which its index names, is missing")
+        shapes.update(read_shapes(path))
+    return sizes_of(shapes)
+
+
+def find_file(name_or_folder, name):
+    """The path of a file of a checkpoint, or None if there is none."""
+    if Path(name_or_folder).is_dir():
+        path = Path(name_or_folder) / name
+        return path if path.is_file() else None
+    import transformers
+
+    return transformers.utils.cached_file(
+        name_or_folder, name, _raise_exceptions_for_missing_entries=False
+    )
+
+
+def read_shard_names(index):
+    """The files that the index of a checkpoint in several files names. Raises ValueError."""
+    content = json.loads(Path(index).read_text("utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
+        raise ValueError(f"its index {Path(index).name} has no weight_map")
+    names = sorted(set(map(str, content["weight_map"].values())))
+    if not names:
+        raise ValueError(f"its index {Path(index).name} names no file")
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"its index names {name!r:.80}, a file outside of the checkpoint")
+        if not name.endswith(".safetensors"):
+            raise ValueError(
+                f"its index names {name!r:.80}, which is no safetensors file; "
+                "a pickle can run any code"
+            )
+    return names
+
+
+def check_sizes(values, sizes):
+    """Raise ValueError, naming the field, for a configuration that asks for too much.
+
+    No integer in it may be larger than the largest dimension of any tensor, and no text, list or
+    object longer; 65536 is always allowed. So each loop over one of them ends soon. That they are
+    not multiplied is what `bounded` sees to.
+    """
+    most = max(sizes.largest, MIN_LARGEST)
+    unchecked = [("", values)]
+    while unchecked:
+        name, value = unchecked.pop()
+        size = 0
+        if isinstance(value, int) and "theta" not in name:  # the base of rotary angles
+            size = abs(value)
+        elif isinstance(value, (str, list, dict)):
+            size = len(value)
+        if size > most:
+            what = "is" if isinstance(value, int) else "has a length of"
+            raise ValueError(
+                f"{name or 'a value'} in its configuration {what} {size}; "
+                f"the largest dimension of its tensors is {sizes.largest}"
+            )
+        if isinstance(value, dict):
+            unchecked.extend(value.items())
+        elif isinstance(value, list):
+            unchecked.extend([(name, part) for part in value])
+
+
+class TooLarge(ValueError):
+    """A configuration asks for more than its file has."""
+
+
+@contextmanager
+def bounded(sizes):
+    """Within this block no module is made that is much larger than the tensors of the file.
+
+    TooLarge is raised as soon as there are too many parameters. Some are allowed beyond those in
+    the file: a pooler, and parts that the file holds as one tensor.
+    """
+    max_parameters = 4 * sizes.num_tensors + 100
+    max_elements = 1.25 * sizes.num_elements + 2**20
+    num_parameters = 0
+    num_elements = 0
+    num_buffered = 0
+    owner = threading.get_ident()  # what other threads make meanwhile is not counted
+
+    def add_parameter(module, name, parameter):
+        nonlocal num_parameters, num_elements
+        if parameter is not None and threading.get_ident() == owner:
+            num_parameters += 1
+            num_elements += parameter.numel()
+        if num_parameters > max_parameters or num_elements > max_elements:
+            raise TooLarge(
+                "its configuration asks for more weights than the "
+                f"{sizes.num_elements} in its {sizes.num_tensors} tensors"
+            )
+
+    def add_buffer(module, name, buffer):
+        nonlocal num_buffered
+        if buffer is not None and threading.get_ident() == owner:
+            num_buffered += buffer.numel()
+        if num_buffered > MAX_BUFFERS:
+            raise TooLarge("its configuration asks for buffers of more than 16 million numbers")
+
+    handles = [
+        hooks.register_module_parameter_registration_hook(add_parameter),
+        hooks.register_module_buffer_registration_hook(add_buffer),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def few_calls():
+    """Within this block modules are called MAX_CALLS times at most; then ValueError is raised."""
+    num_calls = 0
+
+    def count_call(module, inputs):
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls > MAX_CALLS:
+            raise ValueError(
+                f"its configuration asks for more than {MAX_CALLS} calls of modules for a text"
+            )
+
+    handle = hooks.register_module_forward_pre_hook(count_call)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# --------------------------------------------------------------------------------------------------
 # In
+
+
+def import_transformers():
+    """transformers, from which models can be imported. Raises InputError, naming the cause."""
+    import transformers
+
+    try:
+        for name in ("AutoModel", "AutoTokenizer", "BertModel"):
+            getattr(transformers, name)  # imported only now
+    except Exception as error:  # whatever the packages raise that do not fit together
+        while error.__cause__ or error.__context__:
+            error = error.__cause__ or error.__context__
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"transformers {transformers.__version__} cannot import its models: {lines[-1]} "
+            "(the installed packages do not fit together: "
+            "install requirements.txt into a new virtual environment)"
+        ) from None
+    return transformers
 
 
 def find_encoder(name):
@@ -199,15 +412,25 @@ def read_checkpoint(name_or_folder):
     """
     folder, source = find_encoder(name_or_folder)
     with input_errors(f"encoder {name_or_folder!r} cannot be loaded (from {source})"):
+        inner = Path(folder) / "0_Transformer"
+        if inner.is_dir() and not (Path(folder) / "config.json").exists():
+            raise ValueError(f"this is an old folder of sentence-transformers; take {inner}")
         if name_or_folder == DEFAULT_ENCODER:
             digest = runs.file_sha256(folder / "model.safetensors")
             if digest != DEFAULT_ENCODER_SHA256:
                 raise ValueError("these are not the published weights; install it again")
+        transformers = import_transformers()
+        raw, _ = transformers.PretrainedConfig.get_config_dict(folder)
+        check_values(raw)  # before anything is downloaded
+        sizes = read_sizes(folder)
+        check_sizes(raw, sizes)  # before anything is made of it
         theirs, values = read_config(folder)
+        check_values(values)
+        with torch.device("meta"), bounded(sizes):  # before memory is allocated
+            transformers.AutoModel.from_config(theirs, trust_remote_code=False)
         config = native_config(values)
         if config is None:
             config = {"transformers": values}
-            check_values(values)  # before what may be large is read
         module, wrong = read_module(folder, theirs)
     revision = getattr(theirs, "_commit_hash", None)
     if revision:
@@ -227,11 +450,8 @@ def read_checkpoint(name_or_folder):
 
 def read_config(folder):
     """transformers' configuration of a checkpoint, as an object and as a dict."""
-    import transformers
-
+    transformers = import_transformers()
     theirs = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if getattr(theirs, "is_decoder", False) or theirs.is_encoder_decoder:
-        raise ValueError(f"it is a {theirs.model_type} that decodes; supported are encoders")
     return theirs, json.loads(theirs.to_json_string(use_diff=False))
 
 
@@ -261,15 +481,14 @@ def native_config(values):
 
 def read_module(folder, config):
     """transformers' module of a checkpoint in float32, and the names of the wrong tensors."""
-    import transformers
-
+    transformers = import_transformers()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    config.transformers_weights = None  # it could name other files than model.safetensors
     try:
         module, report = transformers.AutoModel.from_pretrained(
             folder,
             config=config,
-            dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -279,8 +498,11 @@ def read_module(folder, config):
         if "model.safetensors" in str(error):
             raise ValueError(NO_SAFETENSORS.format(str(folder))) from None
         raise
+    check_names(set(report["missing_keys"]), sorted(report["unexpected_keys"]))
     names = set(report["missing_keys"]) | set(report["unexpected_keys"])
-    for name, *_ in report["mismatched_keys"]:
+    for name in report["mismatched_keys"]:
+        if not isinstance(name, str):  # since transformers 5 it is name, shape and other shape
+            name = name[0]
         names.add(name)
     parts = {name for name, _ in module.named_children()} - {"pooler"}
     wrong = set()
@@ -289,7 +511,55 @@ def read_module(folder, config):
         # Heads are no part of the module. Old checkpoints hold position_ids, which no one learns.
         if name.split(".")[0] in parts and not name.endswith("_ids"):
             wrong.add(name)
-    return module, wrong
+    return module.float(), wrong  # the argument for a dtype has changed its name
+
+
+def check_names(missing, unexpected):
+    """Raise ValueError where tensors are there under other names, as some tools write them."""
+    for name in unexpected:
+        if "lora_" in name:
+            cure = "merge them into the weights first (peft: merge_and_unload)"
+            raise ValueError(f"it holds matrices of LoRA, such as {name}; {cure}")
+        parts = name.split(".")
+        for number in range(1, len(parts)):
+            if ".".join(parts[number:]) in missing:
+                prefix = ".".join(parts[:number]) + "."
+                found = f"the names of its tensors begin with {prefix!r}, such as {name}"
+                raise ValueError(f"{found}; save them again without it")
+
+
+def sentence_settings(folder):
+    """How sentence-transformers pools what the encoder in a folder computes, in words.
+
+    None where it is no folder of sentence-transformers. Raises InputError.
+    """
+    folder = Path(folder)
+    if not (folder / "modules.json").is_file():
+        return None
+    with input_errors(f"{folder / 'modules.json'} cannot be read"):
+        words = []
+        for module in json.loads((folder / "modules.json").read_text("utf-8")):
+            kind = module["type"].rpartition(".")[2]
+            if kind == "Pooling":
+                path = folder / module["path"] / "config.json"
+                words.append(pooling_in_words(json.loads(path.read_text("utf-8"))))
+            elif kind != "Transformer":
+                words.append(kind)
+        length_file = folder / "sentence_bert_config.json"
+        if length_file.is_file():
+            length = json.loads(length_file.read_text("utf-8")).get("max_seq_length")
+            words.append(f"at most {length} tokens")
+    return ", ".join(words)
+
+
+def pooling_in_words(values):
+    """The pooling that a configuration of sentence-transformers asks for."""
+    modes = []
+    for name, value in values.items():
+        if name.startswith("pooling_mode") and value:
+            mode = value if isinstance(value, str) else name.removeprefix("pooling_mode_")
+            modes.append(mode.removesuffix("_token").removesuffix("_tokens"))
+    return f"{' and '.join(modes)} pooling"
 
 
 def stack_native(state, config):
@@ -335,9 +605,12 @@ def read_tokenizer(name_or_folder):
 
     transformers makes an empty one, without a word, for a folder that has none: check its size.
     """
-    import transformers
-
+    transformers = import_transformers()
     folder, _ = find_encoder(name_or_folder)
+    path = find_file(folder, "tokenizer.json")
+    if path is not None:
+        check_charsmap(path)
+    check_sentencepiece(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ValueError(
@@ -346,8 +619,78 @@ def read_tokenizer(name_or_folder):
     return tokenizer.backend_tokenizer
 
 
+def check_sentencepiece(folder):
+    """Raise ValueError where transformers lacks packages for the only tokenizer in a folder.
+
+    Its own message names another package, which does not help.
+    """
+    models = ("spm.model", "spiece.model", "sentencepiece.bpe.model")
+    found = [name for name in models if (Path(folder) / name).is_file()]
+    if not found or (Path(folder) / "tokenizer.json").is_file():
+        return
+    for module in ("sentencepiece", "google.protobuf"):
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            cure = "pip install sentencepiece protobuf"
+            raise ValueError(f"its tokenizer is {found[0]}, and to read it takes: {cure}") from None
+
+
+def read_tokenizer_file(path):
+    """The tokenizers.Tokenizer of a file. Raises ValueError and what tokenizers raises."""
+    check_charsmap(path)
+    return tokenizers.Tokenizer.from_file(str(path))
+
+
+def check_charsmap(path):
+    """Raise ValueError where a tokenizer.json has a broken table that replaces characters.
+
+    tokenizers itself would panic, at once or at the first text, and print its stack.
+    """
+    content = Path(path).read_bytes()
+    for encoded in re.findall(rb'"precompiled_charsmap"\s*:\s*"([^"\\]*)"', content):
+        if not is_charsmap(encoded):
+            raise ValueError("the precompiled_charsmap of its tokenizer.json is broken")
+
+
+def is_charsmap(encoded):
+    """Whether each step from one unit of the table to the next, and to a text, stays in the table.
+
+    It is SentencePiece's: the size of a trie, the trie as a double array (Aoe 1989) of 32-bit
+    units, and the texts that its leaves point to, each with a zero byte behind it.
+    """
+    try:
+        table = base64.b64decode(encoded, validate=True)
+        size = int.from_bytes(table[:4], "little")
+        texts = table[4 + size :]
+        texts.decode("utf-8")
+        units = np.frombuffer(table[4 : 4 + size], "<u4").astype(np.int64)
+    except ValueError:
+        return False
+    if size == 0 or len(units) * 4 != size:
+        return False
+    places = np.arange(len(units))
+    is_inner = units < 2**31  # the others are leaves
+    offsets = (units >> 10) << ((units >> 6) & 8)
+    blocks = (places ^ offsets)[is_inner]  # of 256 units, one for each next byte
+    if (blocks | 255).max(initial=0) >= len(units):
+        return False
+    has_leaf = (units[is_inner] >> 8) & 1 == 1
+    starts = units[blocks[has_leaf]] & (2**31 - 1)
+    if starts.max(initial=0) >= len(texts):
+        return len(starts) == 0
+    bytes_there = np.frombuffer(texts, np.uint8)[starts]
+    return not ((bytes_there & 0xC0) == 0x80).any()  # within a character
+
+
 # --------------------------------------------------------------------------------------------------
 # Truncation
+
+
+def encode_batch(tokenizer, texts):
+    """The encodings of texts and pairs, without the places of tokens in a text where that saves."""
+    encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+    return encode(texts)
 
 
 def set_truncation(tokenizer, truncation, max_length):
@@ -453,12 +796,23 @@ class TransformersEncoder(nn.Module):
         return self.module(**inputs).last_hidden_state
 
     @torch.no_grad()
+    def check_cost(self):
+        """Raise ValueError where a short text costs more than with any known encoder.
+
+        Layers that share their weights may be any number, whatever the weights are.
+        """
+        ids = torch.full((1, 8), 10)
+        with few_calls():
+            self(ids, torch.ones_like(ids), torch.zeros_like(ids))
+
+    @torch.no_grad()
     def check(self):
         """Raise unless hidden states depend on the tokens of both sides, and not on padding.
 
         The weights must have been loaded.
         """
         self.eval()
+        self.check_cost()
         ids = torch.arange(16).view(2, 8) % 8 + 10  # two texts ...
         ids[1, -1] += 1  # ... that differ in their last token
         mask = torch.ones_like(ids)
@@ -496,37 +850,46 @@ def check_values(values):
 
     A file may say anything: this comes before anything is made of it.
     """
+    import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     model_type = values.get("model_type")
-    if model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # those read in both directions
-        raise ValueError(f"a {model_type} is no encoder of texts that was trained on masked words")
-    counts = {}
+    if str(model_type) not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # they read in both directions
+        raise ValueError(
+            f"a {model_type!s:.40} is no encoder of texts that was trained on masked words"
+        )
+    usual = transformers.CONFIG_MAPPING[model_type]()
+    for name in ("is_decoder", "is_encoder_decoder"):
+        if values.get(name, getattr(usual, name, False)):
+            raise ValueError(f"it is a {model_type} that decodes; supported are encoders")
     for name, value in values.items():
         if isinstance(value, dict) and "model_type" in value:
             raise ValueError(
                 f"its configuration is not valid: {name} describes another model, "
                 "and supported are encoders of one part"
             )
-        if type(value) is int and value > 0 and ("layer" in name or "group" in name):
-            counts[name] = value
-    if math.prod(counts.values()) > 1000:  # each of them may multiply the number of modules
-        found = " * ".join(f"{name} ({value})" for name, value in counts.items())
-        raise ValueError(f"its configuration is not valid: {found} is over 1000")
 
 
 def make_module(values):
     """transformers' module for a configuration: its weights undefined, and without a pooler."""
-    import transformers
-
+    transformers = import_transformers()
     config = transformers.AutoConfig.for_model(**values)
-    device = torch.get_default_device()
-    with torch.device("meta"):  # without memory, and without random numbers, which take seconds
-        module = transformers.AutoModel.from_config(
-            config, dtype=torch.float32, trust_remote_code=False
-        )
+    make = partial(transformers.AutoModel.from_config, config, trust_remote_code=False)
+    if importlib.util.find_spec("transformers.initialization") is None:  # before version 5
+        with torch.random.fork_rng(devices=[]):
+            module = make()
+    else:
+        module = make_without_weights(make)
     if hasattr(module, "pooler"):
         module.pooler = nn.Identity()  # it would get no gradient
+    return module.float()
+
+
+def make_without_weights(make):
+    """The module that make() gives, without random numbers, which take seconds."""
+    device = torch.get_default_device()
+    with torch.device("meta"):
+        module = make()
     module.to_empty(device=device)
     # Buffers that are in no file, as the angles of rotary positions, have to be computed again.
     # initialize_weights does it, and leaves alone the parameters that bear this mark.
@@ -560,8 +923,7 @@ def write_checkpoint(folder, config, state, tokenizer, max_length):
     `config` and `state` are the encoder's, with our names; `tokenizer` is a tokenizers.Tokenizer.
     Raises InputError.
     """
-    import transformers
-
+    transformers = import_transformers()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is in use; name another folder")
     model_inputs = ["input_ids", "attention_mask"]
@@ -596,6 +958,14 @@ def their_config(config):
     if config["model_type"] != "electra":
         del values["embedding_size"]
     return values
+
+
+def mask_token(tokenizer):
+    """The token that stands for a word that is not there, such as "[MASK]". Raises InputError."""
+    token = special_tokens(tokenizer).get("mask_token")
+    if token is None:
+        raise InputError("the tokenizer of this model has no mask token")
+    return token
 
 
 def special_tokens(tokenizer):
