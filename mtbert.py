@@ -27,10 +27,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from support import cpu, former, huggingface, metrics, processes, report, runs
-from support.columns import Column, each, parse_row
-from support.errors import Diverged, InputError, input_errors, listed, printable
-from support.files import RawRow
+from support import bounds, cpu, former, huggingface, metrics, processes, report, runs
+from support.columns import Column, each, rows_of_texts
+from support.errors import Diverged, InputError, input_errors, printable
 from support.huggingface import EncoderConfig, TransformersEncoder
 from support.script import note
 
@@ -1178,39 +1177,13 @@ def embed(model, texts, empty=None):
 
 def encode_texts(model, texts, empty):
     """The Dataset of what `predict` takes. Raises InputError."""
-    if hasattr(texts, "to_dict") and hasattr(texts, "columns"):  # a DataFrame
-        texts = texts.to_dict("records")
-    if isinstance(texts, dict):
-        texts = [texts]
-    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
-        raise InputError(f"texts must be a list of texts, not {type(texts).__name__}")
-    rows = []
-    for number, given in enumerate(texts, 1):
-        where = f"text {number}"
-        text, text_pair = text_and_pair(model, where, given)
-        if empty == "mask" and isinstance(text, str) and not text.strip():
-            text = huggingface.mask_token(model.tokenizer)
-        values = {"text": text, "text_pair": text_pair}
-        rows.append(parse_row(RawRow(where, None, values, None, is_text=True)))
+    flags = model.metadata.get("flags") or {}
+    needs_pairs = model.metadata.get("pairs")
+    mask = None
+    if empty == "mask":
+        mask = huggingface.mask_token(model.tokenizer)
+    rows = rows_of_texts(texts, flags, needs_pairs, mask)
     return encode(model.tokenizer, rows, max_length=model.max_length)
-
-
-def text_and_pair(model, where, given):
-    """The text and the second text, or None, of what a caller gave for one row."""
-    text = given
-    text_pair = None
-    if isinstance(given, dict):
-        flags = model.metadata.get("flags") or {}
-        column = flags.get("text_column") or "text"
-        if column not in given:
-            raise InputError(f"{where}: no {column!r} among the keys {listed(given)}")
-        text = given[column]
-        text_pair = given.get(flags.get("pair_column") or "text_pair")
-    elif isinstance(given, (tuple, list)) and len(given) == 2:
-        text, text_pair = given
-    if model.metadata.get("pairs") and not text_pair:
-        raise InputError(f"{where}: the model learned from pairs; give (text, text_pair)")
-    return text, text_pair
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1274,19 +1247,13 @@ def load(folder, device="auto", dtype="auto", trainable=False):
     config = read_model_config(folder)
     if "transformers" in config["encoder"] and "transformers" not in sys.modules:
         note("the encoder is computed by transformers, which is imported now")
-    with input_errors(f"{folder} cannot be loaded"):
-        shapes = huggingface.read_shapes(folder / "model.safetensors")
-        sizes = huggingface.sizes_of(shapes)
-        huggingface.check_sizes(config["encoder"], sizes)
     mistake = f"{folder} cannot be loaded"
-    try:
-        with torch.device("meta"), huggingface.bounded(sizes):  # shapes without memory
-            encoder = make_encoder(config["encoder"], mistake=mistake)
-            model = MTBert(encoder, config["tasks"], None, config["pooling"])
-    except huggingface.TooLarge as error:
-        raise InputError(f"{mistake}: {error}") from None
+    with bounds.shapes_only(folder / "model.safetensors", config["encoder"], mistake):
+        encoder = make_encoder(config["encoder"], mistake=mistake)
+        model = MTBert(encoder, config["tasks"], None, config["pooling"])
     with input_errors(mistake):
-        check_encoder(model, config["encoder"])
+        if asdict(encoder.config) != config["encoder"]:
+            raise ValueError("the configuration of its encoder contradicts itself")
         check_weights(folder / "model.safetensors", model.state_dict())
         runs.check_sha256(folder / "tokenizer.json", config["tokenizer_sha256"])
         runs.check_sha256(folder / "model.safetensors", config["weights_sha256"])
@@ -1299,7 +1266,7 @@ def load(folder, device="auto", dtype="auto", trainable=False):
     model.load_state_dict(state, assign=True)
     model.eval()
     if isinstance(encoder, TransformersEncoder):
-        with input_errors(f"{folder} cannot be loaded"):
+        with input_errors(mistake):
             model.encoder.check_cost()
     model.truncation = config["truncation"]
     model.max_length = min(config["max_length"], encoder.config.max_length)
@@ -1353,15 +1320,6 @@ def read_tasks(saved, fitted):
     if not tasks or len(names) < len(tasks):
         raise ValueError("its tasks must be one or more, of different names")
     return tasks
-
-
-def check_encoder(model, config):
-    """Raise ValueError where an encoder is not what its configuration says, or is too large."""
-    if asdict(model.encoder.config) != config:
-        raise ValueError("the configuration of its encoder contradicts itself")
-    size = sum(buffer.numel() for buffer in model.buffers())
-    if size > 2**24:
-        raise ValueError("its configuration asks for buffers of more than 16 million numbers")
 
 
 def check_weights(path, state):

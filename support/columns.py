@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import InputError, listed
-from .files import PLAIN, NoRow, RawLabel, clean, ending_of, read_rows
+from .files import PLAIN, NoRow, RawLabel, RawRow, clean, ending_of, read_rows
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {  # what people call them
@@ -199,6 +199,43 @@ def split_labels(raw, name, value, separator):
     return labels
 
 
+def rows_of_texts(texts, flags, needs_pairs=False, mask=None):
+    """A list of Rows, without labels, of what a caller in Python gives. Raises InputError.
+
+    texts: a list of texts, of pairs (text, text_pair), or of dicts; one dict; or a DataFrame.
+    flags: of train.py, which name the columns. mask: what stands in place of an empty text.
+    """
+    if hasattr(texts, "to_dict") and hasattr(texts, "columns"):  # a DataFrame
+        texts = texts.to_dict("records")
+    if isinstance(texts, dict):
+        texts = [texts]
+    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
+        raise InputError(f"texts must be a list of texts, not {type(texts).__name__}")
+    rows = []
+    for number, given in enumerate(texts, 1):
+        where = f"text {number}"
+        text, text_pair = text_and_pair(where, given, flags)
+        if needs_pairs and not text_pair:
+            raise InputError(f"{where}: the model learned from pairs; give (text, text_pair)")
+        if mask is not None and isinstance(text, str) and not text.strip():
+            text = mask
+        values = {"text": text, "text_pair": text_pair}
+        rows.append(parse_row(RawRow(where, None, values, None, is_text=True)))
+    return rows
+
+
+def text_and_pair(where, given, flags):
+    """The text and the second text, or None, of what a caller gave for one row."""
+    if isinstance(given, dict):
+        column = flags.get("text_column") or "text"
+        if column not in given:
+            raise InputError(f"{where}: no {column!r} among the keys {listed(given)}")
+        return given[column], given.get(flags.get("pair_column") or "text_pair")
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        return given[0], given[1]
+    return given, None
+
+
 def check_text_column(path, raw_rows, format):
     """Raise InputError where none of a file's first rows has the columns of the texts.
 
@@ -298,6 +335,10 @@ def parse_number(text, decimal="."):
     if not NUMBER.fullmatch(digits):
         return None
     return float(match["minus"] + digits)
+
+
+def is_written_number(label):
+    return any(parse_number(label, decimal) is not None for decimal in GROUPED)
 
 
 def find_decimal(labels):
@@ -1135,10 +1176,6 @@ def by_labels(row, columns):
     return key
 
 
-# --------------------------------------------------------------------------------------------------
-# What is probably a mistake
-
-
 def unseen_labels(column, what, rows):
     """A list with one sentence on labels that no training row has; [] if there are none."""
     if not column.labels:
@@ -1153,174 +1190,3 @@ def unseen_labels(column, what, rows):
     names = listed(dict.fromkeys(unseen), 3)
     consequence = f"are in no training row and count as wrong: {names}"
     return [f"{len(unseen)} {what} labels of {column.name!r} {consequence}"]
-
-
-def data_warnings(columns, splits):
-    """Yield sentences on what in the rows is probably a mistake."""
-    for column in columns:
-        if column.labels:
-            yield from warn_of_many_classes(column)
-            yield from warn_of_missing(column)
-            yield from warn_of_lone_words(column)
-            yield from warn_of_digits(column)
-            yield from warn_of_joined_labels(column)
-            yield from warn_of_spellings(column)
-        yield from warn_of_contradictions(column, splits)
-    yield from warn_of_shared_rows(splits)
-
-
-def warn_of_many_classes(column):
-    number = len(column.labels)
-    rows = sum(column.counts)
-    if number > 100 or rows < 3 * number:
-        hint = "--tasks leaves it out"
-        if column.label_type is int and column.kind != "multi_label":
-            hint = f"--regression {column.name} makes it a number, {hint}"
-        found = f"{column.name!r} has {number} classes of {rows / number:.1f} rows on average"
-        yield f"{found}; {hint}"
-
-
-# Labels that are often none at all, beside the words of --missing
-ODD_LABELS = ("-", "--", "---", "?", ".", "\\n", "n.a.", "#null!", "unlabeled", "unlabelled")
-
-
-def warn_of_missing(column):
-    """Ask about labels that may mean: no label."""
-    odd = {*ODD_LABELS, *map(str.casefold, PLAIN.missing)}
-    negative = []
-    others = []
-    for label, count in zip(column.labels, column.counts, strict=True):
-        if str(label).casefold() in odd and label not in PLAIN.missing:  # those on request alone
-            yield ask_about(column, label, count)
-        if isinstance(label, int) and label < 0:
-            negative.append((label, count))
-        else:
-            others.append(label)
-    if len(negative) == 1 and others == list(range(len(others))):
-        yield ask_about(column, *negative[0])
-
-
-def ask_about(column, label, count):
-    what = f"{count} training rows of {column.name!r} have the label {label!r}: is it a class?"
-    return f"{what} --missing {shlex.quote(str(label))} makes it none"
-
-
-def warn_of_lone_words(column):
-    """Say which words make words of a column's whole numbers."""
-    if column.label_type is not str:
-        return
-    words = []
-    num_words = 0  # rows with them
-    num_whole = 0  # rows with whole numbers
-    for label, count in zip(column.labels, column.counts, strict=True):
-        if WHOLE.fullmatch(label):
-            num_whole += count
-        elif not NUMBER.fullmatch(label):
-            words.append(label)
-            num_words += count
-    if words and num_words < num_whole:
-        found = f"in {num_words} rows words: {listed(words, 3)}"
-        hint = f"--missing {shlex.quote(words[0])} makes that no label"
-        yield f"{column.name!r} has whole numbers, and {found}; so all are words; {hint}"
-
-
-def warn_of_digits(column):
-    plain = []
-    written = []  # as people write numbers
-    others = []
-    for label in map(str, column.labels):
-        if NUMBER.fullmatch(label):
-            plain.append(label)
-        elif is_written_number(label):
-            written.append(label)
-        else:
-            others.append(label)
-    if written and others and len(plain) + len(written) > len(others):
-        what = f"{column.name!r} has numbers such as {written[0]!r}, but also {others[0]!r:.40}"
-        hint = f"--missing {shlex.quote(others[0]):.40} makes that no label"
-        yield f"{what}, so that each is a class; {hint}"
-    if column.kind == "multi_label" and column.labels == [0, 1]:
-        hint = "if a list has one of them for each label, name the labels"
-        yield f"{column.name!r} has the labels 0 and 1 alone; {hint}"
-
-
-def is_written_number(label):
-    return any(parse_number(label, decimal) is not None for decimal in GROUPED)
-
-
-def warn_of_joined_labels(column):
-    if column.label_type is not str:
-        return
-    for separator in "|;,\n ":
-        joined = [label for label in column.labels if separator in label]
-        if all(map(is_written_number, joined)):  # of decimal commas, or there is none
-            continue
-        parts = set()
-        for label in joined:
-            parts.update(part.strip() for part in label.split(separator))
-        are_labels_too = bool(parts & set(column.labels))
-        are_few = 2 * len(joined) > len(column.labels) > len(parts)
-        if separator == " ":  # many a label has several words
-            are_labels_too = parts <= set(column.labels)
-            are_few = False
-        if are_labels_too or are_few:
-            found = f"{column.name!r} looks multi-label ({joined[0]!r})"
-            written = separator.replace("\n", "\\n")
-            flag = f"--multi-label {shlex.quote(f'{column.name}={written}')}"
-            yield f"{found}, but each combination is one label; {flag} splits them"
-
-
-def warn_of_spellings(column):
-    spellings = {}
-    for label in column.labels:
-        plain = " ".join(str(label).casefold().split())
-        plain = INVISIBLE_TOO.sub("", plain)
-        spellings.setdefault(plain, []).append(label)
-    for same in spellings.values():
-        if len(same) > 1:
-            what = "separate labels that differ only in case or blanks"
-            yield f"{column.name!r} has {what}: {listed(same)}"
-
-
-# Characters that may mean something: joiners, and the choice between black and coloured
-INVISIBLE_TOO = re.compile("[\u200c\u200d\ufe00-\ufe0f]")
-
-
-def warn_of_contradictions(column, splits):
-    found = {}  # texts -> their labels
-    for rows in splits.values():
-        for row in labelled(rows, column):
-            labels = found.setdefault((row.text, row.text_pair), set())
-            labels.add(row.labels[column.name])
-    count = sum(len(labels) > 1 for labels in found.values())
-    if count:
-        what = "list of labels" if column.kind == "multi_label" else "label"
-        yield f"{count} texts have more than one {what} of {column.name!r}"
-
-
-def warn_of_shared_rows(splits):
-    texts = {}
-    for split, rows in splits.items():
-        texts[split] = {(row.text, row.text_pair) for row in rows}
-    for one, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        count = sum((row.text, row.text_pair) in texts[other] for row in splits[one])
-        if count:
-            yield f"{count} {one} rows are also {other} rows"
-
-
-def associations(columns, rows):
-    """Yield (Cramér's V, column, column) for each two columns with one class in a row.
-
-    V is 1 where one label gives the other away, and 0 where they are independent (Cramér 1946,
-    section 21.9). By chance it is well above 0 where the rows are few for the pairs of classes.
-    """
-    from scipy.stats.contingency import association, crosstab
-
-    names = [c.name for c in columns if c.kind not in ("multi_label", "regression")]
-    for one, other in itertools.combinations(names, 2):
-        both = [row for row in rows if one in row.labels and other in row.labels]
-        first = [row.labels[one] for row in both]
-        second = [row.labels[other] for row in both]
-        if len(set(first)) > 1 and len(set(second)) > 1:
-            table = crosstab(first, second).count
-            yield float(association(table, method="cramer")), one, other

@@ -8,8 +8,8 @@ import math
 import shutil
 import sys
 
-from .columns import associations, data_warnings
 from .errors import listed, printable
+from .mistakes import associations, data_warnings
 from .script import warn
 
 # --------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 import mtbert
 import train
 from mtbert import Classification, MultiLabel, Regression
-from support import cpu, huggingface, plots, runs, script
+from support import bounds, cpu, huggingface, plots, runs, script
 from support.errors import InputError
 
 TEXTS = ["great movie", "a", "long and thin " * 9, "the end was good"]
@@ -134,11 +134,11 @@ def test_two_threads_load_wrapped_encoders_and_leave_torch_as_it_is():
 
 
 def test_what_other_threads_make_does_not_count_as_a_part_of_a_model():
-    sizes = huggingface.sizes_of({})
-    with huggingface.bounded(sizes):
+    sizes = bounds.sizes_of({})
+    with bounds.bounded(sizes):
         with ThreadPoolExecutor(1) as pool:
             pool.submit(torch.nn.Linear, 2048, 1024).result()
-        with pytest.raises(huggingface.TooLarge):
+        with pytest.raises(bounds.TooLarge):
             torch.nn.Linear(2048, 1024)
 
 

@@ -14,9 +14,9 @@ from conftest import TWO, tiny_checkpoint, tiny_model
 from safetensors.torch import load_file, save_file
 
 import mtbert
-from support import huggingface, runs
+from support import bounds, huggingface, runs
+from support.bounds import Sizes
 from support.errors import InputError, input_errors
-from support.huggingface import Sizes
 
 ALBERT = Sizes(num_tensors=23, largest=30522, num_elements=500_000)
 
@@ -112,12 +112,12 @@ def test_native_encoders_are_bounded_as_the_others(tiny, tmp_path):
 def test_what_real_checkpoints_have_is_let_through():
     """Positions beyond the vocabulary, as of ultrabert, and the base of angles as an integer."""
     values = {"max_position_embeddings": 32768, "rope_theta": 250000, "sparse_pred_index": -100}
-    huggingface.check_sizes(values | {"attention_window": [512] * 12}, ALBERT)
-    huggingface.check_sizes({"vocab_size": 250002}, ALBERT._replace(largest=250002))
+    bounds.check_sizes(values | {"attention_window": [512] * 12}, ALBERT)
+    bounds.check_sizes({"vocab_size": 250002}, ALBERT._replace(largest=250002))
 
 
 def test_the_bound_ends_with_its_block():
-    with pytest.raises(ValueError, match="more weights"), huggingface.bounded(Sizes(0, 1, 0)):
+    with pytest.raises(ValueError, match="more weights"), bounds.bounded(Sizes(0, 1, 0)):
         for _ in range(1000):
             torch.nn.Linear(1, 1, device="meta")
     torch.nn.Linear(2**11, 2**11, device="meta")
