@@ -3,6 +3,7 @@
 All tests run offline: python -m pytest
 """
 
+import copy
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from typing import NamedTuple
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported, which reads it once
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # on the CPU; benchmarks/gpu.sh changes it
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait leave the CPU to others
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker of pytest -n has one core
 
 import numpy as np
 import pytest
@@ -71,6 +74,7 @@ def tiny_model(tiny, tasks, **settings):
     torch.manual_seed(1)
     encoder = mtbert.load_encoder(tiny, dropout=0.0)
     tokenizer = mtbert.load_tokenizer(tiny, 64, 30522)
+    tasks = copy.deepcopy(tasks)  # training fits their temperatures
     model = mtbert.MTBert(encoder, tasks, tokenizer, dropout=0.0, **settings)
     model.max_length = 64
     return model.eval()
@@ -325,7 +329,8 @@ def test_an_encoder_without_a_checkpoint_learns_a_rule(tiny, tmp_path):
     config = mtbert.load_encoder(tiny).config
     torch.manual_seed(0)
     tokenizer = mtbert.load_tokenizer(tiny, 64, 30522)
-    model = mtbert.MTBert(mtbert.Encoder(config, dropout=0.0), [MOOD], tokenizer, dropout=0.0)
+    encoder = mtbert.Encoder(config, dropout=0.0)
+    model = mtbert.MTBert(encoder, copy.deepcopy([MOOD]), tokenizer, dropout=0.0)
     args = train.parse_args(["--variant", "single", "--epochs", "8", "--lr", "1e-2"])
     data = {
         "train": mtbert.encode(tokenizer, rows[:200], [MOOD]),

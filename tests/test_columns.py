@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support import columns
+from support import columns, mistakes
 from support.columns import Column, Notes, Row, read_data
 from support.errors import InputError
 from support.files import Format, format_flags, format_of
@@ -96,7 +96,7 @@ def test_arbitrary_bytes_make_columns_or_the_documented_error(content, kind, tmp
         assert "\n" not in str(error)
         return
     assert found and splits["train"]
-    list(columns.data_warnings(found, splits))
+    list(mistakes.data_warnings(found, splits))
 
 
 def read(arguments):
@@ -115,7 +115,7 @@ def read(arguments):
     kinds.update(dict.fromkeys(args.classification, "classification"))
     notes = Notes()
     found, splits = read_data(*files, args.tasks, format=format_of(args), kinds=kinds, notes=notes)
-    notes.messages += columns.data_warnings(found, splits)
+    notes.messages += mistakes.data_warnings(found, splits)
     return found, splits, notes
 
 
@@ -496,7 +496,7 @@ def test_more_tables_as_people_have_them(name, lines, labels, said, tmp_path):
     notes = Notes()
     found, splits = read_data([write(tmp_path / name, *lines)], notes=notes)
     assert labels_of(found) == labels
-    messages = [*notes.messages, *columns.data_warnings(found, splits)]
+    messages = [*notes.messages, *mistakes.data_warnings(found, splits)]
     assert said in f"{notes.left_out} {messages}"
 
 
@@ -661,7 +661,7 @@ def test_a_label_of_validation_or_test_rows_does_not_change_the_kind_of_a_column
 
 
 def warnings_of(path):
-    return list(columns.data_warnings(*read_data(path)))
+    return list(mistakes.data_warnings(*read_data(path)))
 
 
 def test_many_classes_and_cells_of_joined_labels_are_said(tmp_path):
@@ -675,7 +675,7 @@ def test_spellings_contradictions_and_shared_rows_are_said(tmp_path):
     lines = [f"film {i},{'good' if i % 2 else 'bad'},{i % 3}" for i in range(40)]
     train = write(tmp_path / "a.csv", "text,mood,stars", *lines, "film 1,Good ,1", "film 2,bad,0")
     val = write(tmp_path / "b.csv", "text,mood,stars", *lines[:5], "new,bad,0")
-    assert list(columns.data_warnings(*read_data([train], [val]))) == [
+    assert list(mistakes.data_warnings(*read_data([train], [val]))) == [
         "'mood' has separate labels that differ only in case or blanks: 'Good', 'good'",
         "1 texts have more than one label of 'mood'",
         "1 texts have more than one label of 'stars'",
@@ -691,7 +691,7 @@ def test_association_is_one_for_labels_that_give_each_other_away_and_near_zero_b
     found = [Column(name, "classification", int) for name in "abcd"]
     found += [Column("n", "regression", float), Column("t", "multi_label", str)]
     values = {}
-    for v, one, other in columns.associations(found, make_rows(*rows)):
+    for v, one, other in mistakes.associations(found, make_rows(*rows)):
         values[one, other] = v
     assert set(values) == {("a", "b"), ("a", "c"), ("b", "c")}
     assert values["a", "b"] == pytest.approx(1) and values["a", "c"] < 0.05

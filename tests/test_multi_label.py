@@ -19,7 +19,7 @@ import mtbert
 import train
 from benchmarks import compare
 from mtbert import Classification, MultiLabel
-from support import columns, former, metrics
+from support import columns, former, metrics, mistakes
 from support.columns import Column, Notes, Row, read_data
 from support.errors import InputError
 from support.files import Format, format_flags, format_of
@@ -371,11 +371,11 @@ def test_a_separator_that_does_not_fit_and_lists_of_zeros_and_ones_are_said():
     lines = [f"x {i},{cells[i % 3]}" for i in range(60)]
     found, *_ = read(["text,t", *lines], "a.csv", ["--multi-label", "t"])
     splits = {"train": [], "validation": [], "test": []}
-    [said] = columns.data_warnings(found, splits)
+    [said] = mistakes.data_warnings(found, splits)
     assert said.startswith("'t' looks multi-label ('u; v'), but each combination is one label")
     assert said.endswith("; --multi-label 't=;' splits them")
     found, *_ = read(numbered([0, 1], [1], []))
-    [said] = columns.data_warnings(found, splits)
+    [said] = mistakes.data_warnings(found, splits)
     assert said.startswith("'t' has the labels 0 and 1 alone")
 
 
