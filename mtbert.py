@@ -1,4 +1,4 @@
-"""mtbert: several labels from one text, in one pass of one BERT.
+"""mtbert: multi-task BERT. One pass of one encoder, and a prediction for each task.
 
     python train.py --variant shared           # learn all tasks of sample_data.json
     python predict.py "great movie"            # one pass of the encoder, one prediction per task
@@ -421,7 +421,11 @@ NO_CLASS = -100  # the number of no class, which F.cross_entropy leaves out
 
 
 def is_labelled(labels):
-    """(N,) bool: which rows of what `to_array` returned have a label."""
+    """(N,) bool: which rows of what `to_array` returned have a label.
+
+    In float arrays NaN marks a row without one, in integer ones NO_CLASS; in two-dimensional arrays
+    the first column counts.
+    """
     first = labels[:, 0] if labels.ndim > 1 else labels
     if first.dtype.kind == "f":
         return ~np.isnan(first)
@@ -491,7 +495,7 @@ class Dataset:
         return np.diff(self.offsets)
 
 
-# What is kept of a text that is longer than the maximum, and how that is said
+# The choices of --truncation, and what a note says of the texts
 TRUNCATION = {"head": "were truncated", "head+tail": "were truncated in the middle (head+tail)"}
 
 
@@ -634,7 +638,7 @@ def collate(data, rows, config, device):
     if (
         longest > config.max_length
         or input_ids.max() >= config.vocab_size
-        or token_type_ids.max() >= max(2, config.type_vocab_size)
+        or token_type_ids.max() >= max(2, config.type_vocab_size)  # one type reads 1 as 0
     ):
         raise InputError("the tokenizer does not fit the encoder")
     labels = {}
@@ -751,7 +755,7 @@ def make_embedding(num_embeddings, size):
 
 
 def init_weights(module):
-    """As BERT is initialised: weights from a normal distribution, 0.02 wide; biases zero."""
+    """As BERT is initialised: normally distributed weights, deviation 0.02; biases zero."""
     if not isinstance(module, (nn.Linear, nn.Embedding)) or module.weight.is_meta:
         return  # `load` makes models on the meta device, which has shapes only
     nn.init.normal_(module.weight, std=0.02)
@@ -855,7 +859,7 @@ VARIANTS = {
 
 
 def parameter_groups(model, lr, head_lr, layer_decay, weight_decay):
-    """AdamW's groups: the encoder and the heads, each with and without weight decay.
+    """AdamW's groups: the encoder, and pooling and heads, each with and without weight decay.
 
     Biases and layer norms, which are vectors, do not decay. With `layer_decay` below 1 each layer
     of the encoder is a group of its own, and learns at `layer_decay` times the rate of the layer
@@ -998,7 +1002,7 @@ def train(model, data, args, folder):
 
             model.train()
             for batch in run.steps(batches, f"epoch {epoch}/{args.epochs}"):
-                seed_step(args.seed, run.step - 1)
+                seed_step(args.seed, run.step)
                 losses = forward_backward(
                     parallel, train_data, batch, weights, args.gradient_accumulation
                 )
@@ -1262,7 +1266,7 @@ def load(folder, device="auto", dtype="auto", trainable=False):
     if isinstance(encoder, TransformersEncoder):
         model.encoder = make_encoder(config["encoder"])  # for its buffers, which are in no file
     for name, tensor in state.items():
-        state[name] = tensor.clone()  # in memory that is aligned, not in the file
+        state[name] = tensor.clone()  # out of the mapped file, into aligned memory
     model.load_state_dict(state, assign=True)
     model.eval()
     if isinstance(encoder, TransformersEncoder):
@@ -1300,7 +1304,7 @@ def read_model_config(folder):
         if not isinstance(config["encoder"], dict):
             raise ValueError("its encoder is not described")
         if config["pooling"] not in POOLING or config["truncation"] not in TRUNCATION:
-            raise ValueError("its pooling or truncation is not known here")
+            raise ValueError("its pooling is not known here; import the fork that adds it first")
         if type(config["max_length"]) is not int or config["max_length"] < 4:
             raise ValueError("its max_length must be an integer, 4 or more")
         return config
@@ -1312,7 +1316,10 @@ def read_tasks(saved, fitted):
     for values in saved:
         kind = values.pop("kind")
         if kind not in KINDS:
-            raise ValueError(f"the kind of task {kind!r:.40} is not known here")
+            raise ValueError(
+                f"the kind of task {kind!r:.40} is not known here; "
+                "import the fork that adds it first"
+            )
         task = KINDS[kind](**values, **fitted[values["name"]])
         task.check()
         tasks.append(task)

@@ -47,7 +47,7 @@ from support.files import RawRow, format_flags, format_of, read_rows
 from support.script import Parser, note, run_script, warn
 
 WINDOW = 4096  # rows in memory at a time; they are sorted by length
-PAUSE = 0.1  # seconds after which the rows of standard input are predicted that there are
+PAUSE = 0.1  # seconds to wait for one more row of standard input before predicting
 STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 DTYPES = ("auto", "float32", "bfloat16", "int8")
 DTYPE_HELP = "auto: the fastest here (the default; with --score that of the run's own test)"

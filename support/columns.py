@@ -230,7 +230,10 @@ def text_and_pair(where, given, flags):
         column = flags.get("text_column") or "text"
         if column not in given:
             raise InputError(f"{where}: no {column!r} among the keys {listed(given)}")
-        return given[column], given.get(flags.get("pair_column") or "text_pair")
+        pair_column = flags.get("pair_column")
+        if pair_column is None:
+            pair_column = "text_pair"
+        return given[column], given.get(pair_column)
     if isinstance(given, (tuple, list)) and len(given) == 2:
         return given[0], given[1]
     return given, None

@@ -142,8 +142,10 @@ def speed_up_prediction(model, dtype):
     if dtype == torch.int8:
         replace(encoder.layers, nn.Linear, Int8Linear)
     elif is_ours and device.type == "cpu":
+        packs = can_pack(torch.empty(0, dtype=dtype))
+        checked = {}
         for layer in encoder.layers:
-            speed_up_layer(layer, encoder.config.hidden_size, dtype)
+            speed_up_layer(layer, encoder.config.hidden_size, dtype, packs, checked)
     return str(dtype).removeprefix("torch.")
 
 
@@ -603,19 +605,37 @@ def compute_layer(layer, x, mask):
     return layer(x, mask)
 
 
-def speed_up_layer(layer, hidden_size, dtype):
-    """Pack a layer's linear modules, fuse its activation, choose its attention."""
+def speed_up_layer(layer, hidden_size, dtype, packs, checked):
+    """Pack a layer's linear modules, fuse its activation, choose its attention.
+
+    packs: whether weights of this dtype can be packed. checked: {signature of a layer: whether it
+    computes the same with faster modules}, so that equal layers are checked once.
+    """
     modules = {}
     attention = getattr(layer, "attention", None)
     if dtype == torch.bfloat16 and attention is not None and not list(attention.parameters()):
         modules["attention"] = FastAttention(attention)
     linear = getattr(layer, "intermediate", None)
     activation = fused_name(getattr(layer, "activation", None))
-    if activation is not None and type(linear) is nn.Linear and can_pack(linear.weight):
+    if activation is not None and type(linear) is nn.Linear and packs:
         modules["intermediate"] = PackedLinear(linear, activation)
         modules["activation"] = nn.Identity()
     if modules:
-        x, mask = random_batch(hidden_size, [16], dtype)
-        swap(layer, modules, x, mask, compute_layer)
-    if can_pack(torch.empty(0, dtype=dtype)):
+        key = signature(layer)
+        if key not in checked:
+            x, mask = random_batch(hidden_size, [16], dtype)
+            checked[key] = swap(layer, modules, x, mask, compute_layer)
+        elif checked[key]:
+            for name, module in modules.items():
+                setattr(layer, name, module.eval())
+    if packs:
         replace(layer, nn.Linear, PackedLinear)
+
+
+def signature(layer):
+    """A text that is the same for layers that differ in their weights only."""
+    lines = []
+    for name, module in layer.named_modules():
+        settings = {key: value for key, value in vars(module).items() if key[0] != "_"}
+        lines.append(f"{name} {type(module)} {settings}")
+    return "\n".join(lines)
