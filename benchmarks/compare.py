@@ -53,6 +53,7 @@ RATE_PAIRS = (
 FILE_FLAGS = (
     *("--data", "--val", "--test", "--tasks", "--kinds", "--regression", "--multi-label"),
     *("--text-column", "--pair-column", "--text-encoding", "--missing"),
+    *("--classification", "--header", "--separator", "--split-column", "--strict"),
 )
 # The metrics that are compared, as far as a task has them, and those that are only shown
 COMPARED = {

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import json
 import re
+import threading
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,11 @@ DISTILBERT = {
     "output.dense": "ffn.lin2",
     "output.LayerNorm": "output_layer_norm",
 }
+
+
+# transformers replaces functions of torch.nn.init while it makes a module, and puts them back. Two
+# threads at once would put back what the other one has replaced.
+ONE_AT_A_TIME = threading.RLock()
 
 
 def names_of(model_type):
@@ -237,7 +243,8 @@ def read_checkpoint(name_or_folder):
         check_sizes(raw, sizes)  # before anything is made of it
         theirs, values = read_config(folder)
         check_values(values)
-        with torch.device("meta"), bounded(sizes):  # before memory is allocated
+        # Before memory is allocated
+        with ONE_AT_A_TIME, torch.device("meta"), bounded(sizes):
             transformers.AutoModel.from_config(theirs, trust_remote_code=False)
         config = native_config(values)
         if config is None:
@@ -297,14 +304,15 @@ def read_module(folder, config):
     transformers.utils.logging.disable_progress_bar()
     config.transformers_weights = None  # it could name other files than model.safetensors
     try:
-        module, report = transformers.AutoModel.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report
-        )
+        with ONE_AT_A_TIME:
+            module, report = transformers.AutoModel.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report
+            )
     except OSError as error:
         if "model.safetensors" in str(error):
             raise ValueError(NO_SAFETENSORS.format(str(folder))) from None
@@ -686,11 +694,12 @@ def make_module(values):
     transformers = import_transformers()
     config = transformers.AutoConfig.for_model(**values)
     make = partial(transformers.AutoModel.from_config, config, trust_remote_code=False)
-    if importlib.util.find_spec("transformers.initialization") is None:  # before version 5
-        with torch.random.fork_rng(devices=[]):
-            module = make()
-    else:
-        module = make_without_weights(make)
+    with ONE_AT_A_TIME:
+        if importlib.util.find_spec("transformers.initialization") is None:  # before version 5
+            with torch.random.fork_rng(devices=[]):
+                module = make()
+        else:
+            module = make_without_weights(make)
     if hasattr(module, "pooler"):
         module.pooler = nn.Identity()  # it would get no gradient
     return module.float()
