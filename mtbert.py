@@ -57,8 +57,7 @@ class Classification:
 
     def column(self):
         """How labels of this task are read from files."""
-        label_type = type(self.labels[0])
-        return Column(self.name, self.kind, label_type, self.labels, self.counts, self.label_names)
+        return column_of_labels(self)
 
     def check(self):
         """Raise ValueError, KeyError or TypeError for what cannot be a task."""
@@ -194,8 +193,7 @@ class MultiLabel:
         return cls(column.name, column.labels, column.counts, column.label_names)
 
     def column(self):
-        label_type = type(self.labels[0])
-        return Column(self.name, self.kind, label_type, self.labels, self.counts, self.label_names)
+        return column_of_labels(self)
 
     def check(self):
         check_labels(self)
@@ -452,6 +450,11 @@ def copy_linear(task, head, former_task, former_head):
         head.weight[number] = former_head.weight[former_number]
         head.bias[number] = former_head.bias[former_number]
     return new_labels
+
+
+def column_of_labels(task):
+    label_type = type(task.labels[0])
+    return Column(task.name, task.kind, label_type, task.labels, task.counts, task.label_names)
 
 
 def check_labels(task):

@@ -79,7 +79,7 @@ def test_imports_run_one_way(room):
 KIND_IS_ASKED = re.compile(r"\.several\b|labels is None|(?<!column)(?<!dtype)\.kind\b")
 # What makes tasks, writes and reads them, and compares a former run's with today's
 MAY_ASK = {"Classification", "MultiLabel", "Regression", "copy_linear"}
-MAY_ASK |= {"describe_model", "read_tasks"}
+MAY_ASK |= {"describe_model", "read_tasks", "column_of_labels"}
 READERS_OF_COLUMNS = {"support.columns", "support.files", "support.mistakes"}
 
 
