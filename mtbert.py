@@ -6,8 +6,9 @@
     model = mtbert.load("runs/shared-1")       # the same from Python
     mtbert.predict(model, ["great movie"])
 
-Read it from top to bottom: tasks, batches, encoder, heads, variants, training, prediction, save and
-load. How files are read, how a run is kept, and what makes a CPU faster stands in support/.
+Read it from top to bottom: tasks, batches, encoder, heads, variants, teachers, training,
+prediction, save and load. How files are read, how a run is kept, and what makes a CPU faster stands
+in support/.
 
 Shapes: B examples, T tokens, D hidden size, H heads of attention, C classes, N rows of a data set.
 """
@@ -16,7 +17,7 @@ import math
 import sys
 from array import array
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -27,9 +28,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from support import bounds, cpu, former, huggingface, metrics, processes, report, runs
+from support import bounds, cpu, former, huggingface, linear, metrics, processes, report, runs
 from support.columns import Column, each, rows_of_texts
-from support.errors import Diverged, InputError, input_errors, printable
+from support.errors import Diverged, InputError, input_errors, listed, printable
 from support.huggingface import EncoderConfig, TransformersEncoder
 from support.script import note
 
@@ -80,10 +81,38 @@ class Classification:
                 numbers[i] = number_of.get(label, len(self.labels))
         return numbers
 
+    def soft_array(self, labels, soft):
+        """As `to_array`, with probabilities: lists of N labels and of N soft labels -> (N, C).
+
+        A soft label is {label: probability}, or None: then the label has all of it. What no
+        training row has is left out, and the rest sums to 1. A row of which nothing is left is NaN.
+        """
+        number_of = {label: number for number, label in enumerate(self.labels)}
+        p = np.zeros((len(labels), len(self.labels)), np.float32)
+        for i, label in enumerate(labels):
+            found = soft[i]
+            if found is None:
+                found = {label: 1.0}
+            for part, probability in found.items():
+                if part in number_of:
+                    p[i, number_of[part]] = probability
+        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+            return p / p.sum(1, keepdims=True)
+
     def loss(self, logits, labels, balanced=False):
-        """The sum of the cross-entropy over the labelled rows, of (B, C) logits, (B,) labels."""
+        """The sum of the cross-entropy over the labelled rows, of (B, C) logits.
+
+        labels: (B,) numbers of classes, or (B, C) probabilities; then a row weighs, if `balanced`,
+        as its likeliest class.
+        """
         weight = balanced_weights(self.counts, logits) if balanced else None
-        return F.cross_entropy(logits, labels, weight, ignore_index=NO_CLASS, reduction="sum")
+        if labels.ndim == 1:
+            return F.cross_entropy(logits, labels, weight, ignore_index=NO_CLASS, reduction="sum")
+        p = labels.nan_to_num()  # a row without a label adds 0
+        losses = F.cross_entropy(logits, p, reduction="none")  # (B,)
+        if balanced:
+            losses = losses * weight[p.argmax(1)]
+        return losses.sum()
 
     def probabilities(self, logits, temperature):
         """(N, C) logits -> (N, C) probabilities."""
@@ -107,6 +136,11 @@ class Classification:
         uncalibrated = self.probabilities(logits, 1.0)
         return result | metrics.calibration_metrics(p, uncalibrated, labels)
 
+    def intervals(self, labels, logits):
+        """{metric: [low, high] or None}: 95 % intervals over rows of some of the `metrics`."""
+        predicted = self.probabilities(logits, self.temperature).argmax(1)
+        return metrics.class_intervals(len(self.labels), labels, predicted)
+
     def selection_score(self, result):
         """The one number of `metrics` that the best epoch is chosen by."""
         return result["macro_f1"]
@@ -126,6 +160,13 @@ class Classification:
                 }
             )
         return result
+
+    def linear_fit(self, states, labels, balanced=False):
+        """The head that a linear fit to (N, D) states and (N,) labels gives, none of them missing.
+
+        -> weight (C, D), bias (C,); or None for a kind that has no such fit.
+        """
+        return linear.fit_classes(states, labels, len(self.labels), balanced)
 
     def copy_head(self, head, former_task, former_head):
         """Let `head` start from that of a task of the same name.
@@ -173,6 +214,10 @@ class Classification:
     def table_cells(self, prediction, separator):
         return [prediction["label"], prediction["probability"]]
 
+    def as_label(self, prediction):
+        """A label as rows of JSON have it, from which the prediction can be learned."""
+        return prediction["probabilities"]
+
 
 @dataclass
 class MultiLabel:
@@ -218,6 +263,17 @@ class MultiLabel:
                     numbers[i, number_of.get(label, len(self.labels))] = 1
         return numbers
 
+    def soft_array(self, labels, soft):
+        """As `to_array`, with probabilities where a row's soft label, {label: p}, is not None."""
+        number_of = {label: number for number, label in enumerate(self.labels)}
+        p = self.to_array(labels)
+        for i, found in enumerate(soft):
+            if found is not None:
+                p[i] = 0
+                for label, probability in found.items():
+                    p[i, number_of.get(label, len(self.labels))] = probability
+        return p
+
     def loss(self, logits, labels, balanced=False):
         """The sum over labelled rows and labels, of (B, C) logits and (B, C + 1) labels."""
         weight = balanced_weights(self.counts, logits) if balanced else None
@@ -253,6 +309,10 @@ class MultiLabel:
         p = metrics.no_and_yes(p)
         return result | metrics.calibration_metrics(p, uncalibrated, decisions)
 
+    def intervals(self, labels, logits):
+        p = self.probabilities(logits, self.temperature)
+        return metrics.multi_label_intervals(labels, p >= self.threshold)
+
     def selection_score(self, result):
         return result["macro_f1"]
 
@@ -264,6 +324,9 @@ class MultiLabel:
             names = [self.label_names[str(label)] for label in labels]
             result.append({"labels": labels, "names": names, "probabilities": probabilities})
         return result
+
+    def linear_fit(self, states, labels, balanced=False):
+        return linear.fit_labels(states, labels[:, :-1], balanced)
 
     def copy_head(self, head, former_task, former_head):
         return copy_linear(self, head, former_task, former_head)
@@ -314,6 +377,9 @@ class MultiLabel:
         p = [str(prediction["probabilities"][label]) for label in labels]
         return [separator.join(map(str, labels)) or separator, separator.join(p)]
 
+    def as_label(self, prediction):
+        return prediction["probabilities"]
+
 
 @dataclass
 class Regression:
@@ -357,6 +423,10 @@ class Regression:
                 numbers[i] = (label - self.mean) / self.std
         return numbers
 
+    def soft_array(self, labels, soft):
+        """As `to_array`: a number has no probabilities, and can be anything between two others."""
+        return self.to_array(labels)
+
     def loss(self, logits, labels, balanced=False):
         """The sum of the squared errors over the labelled rows, of (B, 1) outputs, (B,) labels."""
         errors = logits.squeeze(1) - labels.nan_to_num()
@@ -368,11 +438,17 @@ class Regression:
     def metrics(self, labels, logits):
         return metrics.number_metrics(labels, logits[:, 0], self.std)
 
+    def intervals(self, labels, logits):
+        return metrics.number_intervals(labels, logits[:, 0], self.std)
+
     def selection_score(self, result):
         return result["pearson"]
 
     def predictions(self, logits):
         return [{"value": value * self.std + self.mean} for value in logits[:, 0].tolist()]
+
+    def linear_fit(self, states, labels, balanced=False):
+        return linear.fit_numbers(states, labels)
 
     def copy_head(self, head, former_task, former_head):
         """The head predicts z-scores: it is rescaled to the mean and spread of today's labels."""
@@ -408,6 +484,9 @@ class Regression:
     def table_cells(self, prediction, separator):
         return [prediction["value"]]
 
+    def as_label(self, prediction):
+        return prediction["value"]
+
 
 # The name of a kind, as config.json and --kinds have it, and its class. A fork adds its own here.
 KINDS = {
@@ -431,8 +510,11 @@ def is_labelled(labels):
 
 
 def balanced_weights(counts, like):
-    """Weights of classes as scikit-learn's "balanced": rows / (classes * rows of the class)."""
-    counts = like.new_tensor(counts)
+    """Weights of classes as scikit-learn's "balanced": rows / (classes * rows of the class).
+
+    A class that is the likeliest of no row, in soft labels, weighs as one of a single row.
+    """
+    counts = like.new_tensor(counts).clamp(min=1)
     return counts.sum() / (len(counts) * counts)
 
 
@@ -489,9 +571,32 @@ class Dataset:
     labels: dict  # task name -> what its to_array returns
     num_truncated: int = 0  # rows that were longer than the maximum
     unknown_rate: float = 0.0  # share of the tokens that the tokenizer does not know
+    # What is learned in place of the labels: task name -> what its soft_array returns
+    soft: dict = field(default_factory=dict)
+    # What a teacher says of each row, in the same form; NaN where it says nothing. A task that is
+    # in `teachers` is in `soft` too.
+    teachers: dict = field(default_factory=dict)
+    gold_share: float = 0.0  # how much labels count where there is a teacher as well
 
     def __len__(self):
         return len(self.offsets) - 1
+
+    def targets(self, name, rows):
+        """What the loss of a task learns of these rows: their labels, or probabilities."""
+        if name not in self.soft:
+            return self.labels[name][rows]
+        gold = self.soft[name][rows]
+        if name not in self.teachers:
+            return gold
+        teacher = self.teachers[name][rows]
+        mixed = (1 - self.gold_share) * teacher + self.gold_share * gold
+        mixed = np.where(np.isnan(gold), teacher, mixed)
+        return np.where(np.isnan(teacher), gold, mixed)
+
+    def learned(self):
+        """{task name: the `targets` of all rows}: which rows the loss of each task learns from."""
+        rows = np.arange(len(self))
+        return {name: self.targets(name, rows) for name in self.labels}
 
     @cached_property
     def lengths(self):
@@ -534,8 +639,11 @@ def encode(tokenizer, rows, tasks=(), max_length=None, empty=None):
             num_truncated += was_truncated
 
     labels = {}
+    soft = {}
     for task in tasks:
         labels[task.name] = task.to_array([row.labels.get(task.name) for row in rows])
+        if any(task.name in row.soft for row in rows):
+            soft[task.name] = soft_labels(task, rows)
     input_ids = np.frombuffer(input_ids, np.int32)
     token_type_ids = np.frombuffer(token_type_ids, np.uint8)
     offsets = np.frombuffer(offsets, np.int64)
@@ -543,7 +651,31 @@ def encode(tokenizer, rows, tasks=(), max_length=None, empty=None):
     unknown_rate = 0.0
     if unknown_id is not None and len(rows) > 0:
         unknown_rate = float(np.mean(input_ids == unknown_id))
-    return Dataset(input_ids, token_type_ids, offsets, labels, num_truncated, unknown_rate)
+    return Dataset(input_ids, token_type_ids, offsets, labels, num_truncated, unknown_rate, soft)
+
+
+def soft_labels(task, rows):
+    """What the task's soft_array returns for the labels of rows, soft or not."""
+    labels = []
+    soft = []
+    for row in rows:
+        label = row.labels.get(task.name)
+        labels.append(label)
+        soft.append(None if label is None else row.soft.get(task.name))
+    return task.soft_array(labels, soft)
+
+
+def select(data, rows):
+    """The Dataset of the rows with these numbers, in this order."""
+    input_ids = []
+    token_type_ids = []
+    for start, end in zip(data.offsets[rows], data.offsets[rows + 1], strict=True):
+        input_ids.append(data.input_ids[start:end])
+        token_type_ids.append(data.token_type_ids[start:end])
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    offsets[1:] = np.cumsum(data.lengths[rows])
+    labels = {name: values[rows] for name, values in data.labels.items()}
+    return Dataset(np.concatenate(input_ids), np.concatenate(token_type_ids), offsets, labels)
 
 
 def expected_draws(labels, power, repeats=1, most=8):
@@ -570,6 +702,11 @@ def label_rates(draws, labels):
     for name, values in labels.items():
         rates[name] = float((draws * is_labelled(values)).sum() / draws.sum())
     return rates
+
+
+def count_rows(labels):
+    """{task: number of labelled rows}."""
+    return {name: int(is_labelled(values).sum()) for name, values in labels.items()}
 
 
 def default_epochs(num_draws, batch_size):
@@ -645,8 +782,8 @@ def collate(data, rows, config, device):
     ):
         raise InputError("the tokenizer does not fit the encoder")
     labels = {}
-    for name, values in data.labels.items():
-        labels[name] = torch.from_numpy(values[rows]).to(device)
+    for name in data.labels:
+        labels[name] = torch.from_numpy(data.targets(name, rows)).to(device)
     return {
         "input_ids": torch.from_numpy(input_ids).to(device),
         "attention_mask": torch.from_numpy(attention_mask).to(device),
@@ -829,9 +966,9 @@ class MTBert(nn.Module):
     def forward(self, input_ids, attention_mask, token_type_ids=None, labels=None):
         """-> {task: (B, C) logits} and, where `labels` are given, {task: loss}, else {}.
 
-        `labels` is as in Dataset.labels. The loss of a task is the sum over its labelled rows,
-        divided by B: a row counts the same in every batch, and a batch without a label of the task
-        adds nothing.
+        `labels` is what Dataset.targets returns for each task. The loss of a task is the sum over
+        its labelled rows, divided by B: a row counts the same in every batch, and a batch without a
+        label of the task adds nothing.
         """
         pooled = self.dropout(self.embed(input_ids, attention_mask, token_type_ids))
         logits = {}
@@ -847,6 +984,43 @@ class MTBert(nn.Module):
 def head_key(task):
     """The key of a task's head. A ModuleDict refuses dots, and names of its own such as "type"."""
     return "head_" + task.name.replace("%", "%25").replace(".", "%2E")
+
+
+FIT_ROWS = 2000  # as many labelled rows of a task its head is fitted to, at most
+
+
+@torch.no_grad()
+def fit_heads(model, data, names, seed, balanced=False):
+    """Let the heads of the tasks `names` start where linear fits to the encoder's states end.
+
+    The encoder stays as it is: it computes the pooled states of at most FIT_ROWS rows of each task,
+    drawn by `seed`, and each head becomes a logistic or ridge regression on them. Training then
+    changes the encoder less than where heads start at random (Kumar et al. 2022, arXiv:2202.10054).
+    -> {task: rows it was fitted to}, without the tasks whose kind has no such fit.
+    """
+    order = np.random.default_rng(seed).permutation(len(data))
+    rows_of = {}
+    for name in names:
+        labelled = is_labelled(data.labels[name])[order]
+        rows_of[name] = np.sort(order[labelled][:FIT_ROWS])
+    rows = np.unique(np.concatenate([*rows_of.values(), np.zeros(0, int)]))
+    if len(rows) == 0:
+        return {}
+    states = embed_encoded(model, select(data, rows)).astype(np.float64)
+    fitted = {}
+    for task in model.tasks:
+        if task.name not in rows_of:
+            continue
+        places = np.searchsorted(rows, rows_of[task.name])
+        labels = data.labels[task.name][rows_of[task.name]]
+        fit = task.linear_fit(states[places], labels, balanced)
+        if fit is None:
+            continue
+        head = model.heads[head_key(task)]
+        for parameter, values in zip((head.weight, head.bias), fit, strict=True):
+            parameter.copy_(torch.from_numpy(values))
+        fitted[task.name] = len(places)
+    return fitted
 
 
 # --------------------------------------------------------------------------------------------------
@@ -909,6 +1083,102 @@ class AdamW(torch.optim.AdamW):
 
 
 # --------------------------------------------------------------------------------------------------
+# Teachers: finished runs, whose predictions for the training rows are learned beside the labels
+# (born-again multi-task networks, BAM, Clark et al. 2019, arXiv:1907.04829)
+
+
+def gold_share(step, num_steps, annealing):
+    """How much labels count in a step, from 1 to `num_steps`, where there is a teacher as well.
+
+    With annealing the teacher counts most at first, and the labels alone at the end, as in BAM.
+    Without it both count half, as in the published code of BAM.
+    """
+    if annealing:
+        return step / num_steps
+    return 0.5
+
+
+def find_lessons(folder, tasks):
+    """Which of `tasks` the finished run in `folder` can teach: [(task, the same task of the run)].
+
+    Both have the same name and kind. Raises InputError where there is none, and where the run knows
+    a label that the training rows do not have.
+    """
+    lessons = []
+    for teacher in read_model_config(Path(folder))["tasks"]:
+        for task in tasks:
+            if teacher.name == task.name and type(teacher) is type(task):
+                lessons.append((task, teacher))
+    if not lessons:
+        names = listed(task.name for task in tasks)
+        raise InputError(f"teacher {folder}: it has none of the tasks {names}, of the same kinds")
+    for task, teacher in lessons:
+        labels = task.column().labels  # [] for numbers
+        unknown = [label for label in teacher.column().labels if label not in labels]
+        if unknown:
+            which = f"{listed(unknown)} of {task.name!r}"
+            raise InputError(f"teacher {folder}: no training row has its labels {which}")
+    return lessons
+
+
+def answers_of_teacher(folder, lessons, rows, device):
+    """{task name: what the run in `folder` says of N rows, in the form of Dataset.soft}.
+
+    NaN: it says nothing, because no token is left of a text, or because it learned from pairs and
+    a row has one text. Labels that it does not know have the probability 0.
+    """
+    model = load(folder, device)
+    silent = []
+    data = encode(model.tokenizer, rows, max_length=model.max_length, empty=silent)
+    if model.metadata.get("pairs"):
+        silent += [number for number, row in enumerate(rows) if row.text_pair is None]
+    answered = np.setdiff1d(np.arange(len(rows)), silent)
+    if len(answered) == 0:
+        raise InputError(f"teacher {folder}: it can read no training row")
+    logits = compute_logits(model, select(data, answered))
+    answers = {}
+    for task, teacher in lessons:
+        values = []
+        probabilities = []
+        for prediction in teacher.predictions(logits[task.name]):
+            values.append(prediction.get("value"))
+            probabilities.append(prediction.get("probabilities"))
+        found = task.soft_array(values, probabilities)
+        answers[task.name] = np.full((len(rows), *found.shape[1:]), math.nan, np.float32)
+        answers[task.name][answered] = found
+    return answers
+
+
+def teach(data, tasks, rows, folders, device):
+    """Fill data.teachers with what the finished runs in `folders` say of its rows.
+
+    Several teachers of a task count the same: their mean is learned. `rows` are those that `data`
+    was encoded from. -> {task name: the folders of its teachers}. Raises InputError.
+    """
+    lessons_by_folder = {}
+    for folder in folders:
+        lessons_by_folder[folder] = find_lessons(folder, tasks)
+    teachers = {}
+    answers = {}
+    for folder, lessons in lessons_by_folder.items():
+        for name, found in answers_of_teacher(folder, lessons, rows, device).items():
+            teachers.setdefault(name, []).append(folder)
+            answers.setdefault(name, []).append(found)
+    for task in tasks:
+        if task.name in answers:
+            data.soft[task.name] = soft_labels(task, rows)
+            data.teachers[task.name] = mean_of_known(np.stack(answers[task.name]))
+    return teachers
+
+
+def mean_of_known(values):
+    """The mean over the first axis of what is not NaN; NaN where all is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        return np.nansum(values, 0) / known.sum(0, dtype=np.float32)
+
+
+# --------------------------------------------------------------------------------------------------
 # Training
 
 
@@ -965,14 +1235,16 @@ def train(model, data, args, folder):
     """Train on data["train"] with the flags of train.py, or go on from the folder's snapshot.
 
     -> the runs.Run. Its `best` is the state dict of the epoch that is best on data["validation"],
-    by the mean over tasks of the selection score; `state` has its metrics. Raises Diverged when a
+    by the mean of the selection score over the tasks that judge (`tasks_that_judge`), or of the
+    last epoch where none does; `state` has its metrics. Raises Diverged when a
     loss is not finite, KeyboardInterrupt(exit status, what to do) when a signal stops it.
     """
     from transformers import get_linear_schedule_with_warmup
 
     train_data = data["train"]
-    draws = expected_draws(train_data.labels, args.task_sampling, args.repeats)
-    rates = label_rates(draws, train_data.labels)
+    learned = train_data.learned()
+    draws = expected_draws(learned, args.task_sampling, args.repeats)
+    rates = label_rates(draws, learned)
     # A task's loss is divided by the share of rows that have its label: each label counts the same,
     # however rare labels are. Then tasks are added up as they are (Kurin et al. 2022,
     # arXiv:2201.04122), or by --task-weights.
@@ -980,6 +1252,7 @@ def train(model, data, args, folder):
     for task in model.tasks:
         weights[task.name] = args.task_weights.get(task.name, 1.0) / rates[task.name]
     model.balanced = args.class_weights == "balanced"
+    judges = tasks_that_judge(model.tasks, data["validation"].labels)
 
     groups = parameter_groups(model, args.lr, args.head_lr, args.layer_decay, args.weight_decay)
     device = next(model.parameters()).device
@@ -1006,6 +1279,7 @@ def train(model, data, args, folder):
             model.train()
             for batch in run.steps(batches, f"epoch {epoch}/{args.epochs}"):
                 seed_step(args.seed, run.step)
+                train_data.gold_share = gold_share(run.step, num_steps, args.teacher_annealing)
                 losses = forward_backward(
                     parallel, train_data, batch, weights, args.gradient_accumulation
                 )
@@ -1021,8 +1295,8 @@ def train(model, data, args, folder):
             scores = {}
             for task in model.tasks:
                 scores[task.name] = task.selection_score(validation[task.name])
-            score = sum(scores.values()) / len(scores)
-            is_best = score > run.state["best_score"]
+            score = mean_score(scores, judges)
+            is_best = not judges or score > run.state["best_score"]
             run.log({"epoch": epoch, "step": run.step, "scores": scores, "validation": validation})
             report.print_epoch(epoch, args.epochs, epoch_losses(run), scores, is_best)
             if epoch == 1:
@@ -1056,6 +1330,14 @@ def epoch_losses(run):
     return losses
 
 
+def mean_score(scores, names):
+    """The mean of {task: score} over the tasks `names`; over all of them where there are none."""
+    total = 0.0
+    for name in names or scores:
+        total += scores[name]
+    return total / len(names or scores)
+
+
 def validate(model, data):
     """Calibrate the tasks on the rows of `data` -> {task: metrics}."""
     logits = compute_logits(model, data)
@@ -1067,24 +1349,45 @@ def copy_to_cpu(state):
     return {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
 
 
+MIN_VALIDATION_ROWS = 30  # labelled for a task: fewer do not tell two epochs apart
+
+
+def tasks_that_judge(tasks, labels):
+    """The names of the tasks with enough validation rows to choose an epoch and a temperature.
+
+    Where no task has them, the last epoch is taken. Arguments: `evaluate`.
+    """
+    names = []
+    for task in tasks:
+        if is_labelled(labels[task.name]).sum() >= MIN_VALIDATION_ROWS:
+            names.append(task.name)
+    return names
+
+
 def calibrate(tasks, labels, logits):
     """Fit what each task fits on validation rows: temperature, threshold. Arguments: `evaluate`."""
+    judges = tasks_that_judge(tasks, labels)
     for task in tasks:
-        rows = is_labelled(labels[task.name])
-        if rows.any():
+        if task.name in judges:
+            rows = is_labelled(labels[task.name])
             task.calibrate(labels[task.name][rows], logits[task.name][rows])
 
 
-def evaluate(tasks, labels, logits):
+def evaluate(tasks, labels, logits, intervals=False):
     """{task: metrics} over the rows labelled for the task; a task without any is absent.
 
-    `labels` is as in Dataset.labels, `logits` {task: (N, C)}.
+    `labels` is as in Dataset.labels, `logits` {task: (N, C)}. With `intervals` the metrics have an
+    entry "intervals" as well, if the kind of task has any: that of a fork need not.
     """
     result = {}
     for task in tasks:
         rows = is_labelled(labels[task.name])
-        if rows.any():
-            result[task.name] = task.metrics(labels[task.name][rows], logits[task.name][rows])
+        if not rows.any():
+            continue
+        labelled = (labels[task.name][rows], logits[task.name][rows])
+        result[task.name] = task.metrics(*labelled)
+        if intervals and hasattr(task, "intervals"):
+            result[task.name]["intervals"] = task.intervals(*labelled)
     return result
 
 
@@ -1173,12 +1476,16 @@ def predict(model, texts, empty=None):
 
 def embed(model, texts, empty=None):
     """The pooled hidden states of N texts: a float32 array (N, D). Arguments: `predict`."""
+    return embed_encoded(model, encode_texts(model, texts, empty))
+
+
+def embed_encoded(model, data):
+    """As `embed`, for a Dataset."""
 
     def compute(batch):
         return {"pooled": model.embed(**batch)}
 
     sizes = {"pooled": model.encoder.config.hidden_size}
-    data = encode_texts(model, texts, empty)
     return compute_in_batches(compute, sizes, model, data, batch_size=32)["pooled"]
 
 

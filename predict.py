@@ -4,6 +4,7 @@ python predict.py "great movie"
 python predict.py "a text" --pair "and the one that it is compared with"
 python predict.py --input reviews.csv --output predictions.csv
 python predict.py --input labelled.csv --score
+python predict.py --input rows.jsonl --output soft.jsonl --as-labels
 
 This file holds the flags, and what happens in which order. How rows are read, how predictions are
 computed and how they are written stands elsewhere.
@@ -50,6 +51,8 @@ WINDOW = 4096  # rows in memory at a time; they are sorted by length
 PAUSE = 0.1  # seconds to wait for one more row of standard input before predicting
 STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 DTYPES = ("auto", "float32", "bfloat16", "int8")
+AS_LABELS_HELP = "write rows for train.py --data: the texts, with predictions in place of labels"
+SPLIT_HELP = "rows of a file with splits (default: test with --score, train with --as-labels)"
 DTYPE_HELP = "auto: the fastest here (the default; with --score that of the run's own test)"
 
 
@@ -65,8 +68,9 @@ def parse_args(argv):
     flag("--input", metavar="FILE", help=".txt, .csv, .tsv, .json, .jsonl; -: a text a line, stdin")
     flag("--output", metavar="FILE", help=".jsonl, .csv or .tsv, written whole or not at all")
     flag("--json", action="store_true", help="print JSON Lines in place of a table")
+    flag("--as-labels", action="store_true", help=AS_LABELS_HELP)
     flag("--score", action="store_true", help="compare with --input's labels, and print metrics")
-    flag("--split", choices=(*SPLITS, "all"), help="rows to score of a file with splits (test)")
+    flag("--split", choices=(*SPLITS, "all"), help=SPLIT_HELP)
     format_flags(flag)
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     flag("--dtype", choices=DTYPES, help=DTYPE_HELP)
@@ -83,12 +87,17 @@ def parse_args(argv):
         args.input = "-"
     if args.pair and len(args.pair) != len(args.texts):
         raise InputError(f"{len(args.texts)} texts, but {len(args.pair)} times --pair TEXT")
-    if args.split and not args.score:
-        raise InputError("--split picks the rows for --score")
+    picks_rows = args.score or (args.as_labels and args.input not in (None, "-"))
+    if args.split and not picks_rows:
+        raise InputError("--split picks the rows for --score or --as-labels with --input FILE")
     if args.score and (args.json or not args.input or args.input == "-"):
         raise InputError("--score takes --input FILE with labels, and no --json")
     if args.input == "-" and processes.launched().processes > 1:
         raise InputError("standard input cannot be shared out among processes; name a file")
+    if args.as_labels and args.score:
+        raise InputError("--as-labels writes predictions, and --score compares them: name one")
+    if args.as_labels and not args.output and not args.json:
+        raise InputError("--as-labels takes --output NAME.jsonl, or --json to print")
     if args.output:
         check_output(args)
     return args
@@ -103,6 +112,8 @@ def check_output(args):
     known = (".jsonl", ".csv", ".tsv")
     if args.score:
         known = (".json",)
+    if args.as_labels and output.suffix.lower() != ".jsonl":
+        raise InputError(f"--output {output}: with --as-labels it is a .jsonl")
     if output.suffix.lower() not in ("", *known):
         raise InputError(f"--output {output}: known are {', '.join(known)}")
     both_exist = args.input and output.exists() and Path(args.input).exists()
@@ -276,7 +287,7 @@ def without_place(raw, message):
 
 def score(model, folder, format, args):
     """Print the metrics of the labelled rows, as training does, and write them to --output."""
-    raw_rows = rows_to_score(model, format, args)
+    raw_rows = choose_rows(model, format, args)
     logits = {task.name: [] for task in model.tasks}
     labels = {task.name: [] for task in model.tasks}
     rows = []
@@ -301,7 +312,7 @@ def score(model, folder, format, args):
         logits[task.name] = np.concatenate(logits[task.name])
         labels[task.name] = np.concatenate(labels[task.name])
 
-    metrics = mtbert.evaluate(model.tasks, labels, logits)
+    metrics = mtbert.evaluate(model.tasks, labels, logits, intervals=True)
     if not metrics:
         names = listed(task.name for task in model.tasks)
         message = f"{args.input}: no row has a label of {names}; its columns are {listed(found)}"
@@ -322,8 +333,11 @@ def score(model, folder, format, args):
         runs.write(args.output, metrics)
 
 
-def rows_to_score(model, format, args):
-    """The rows of a file; of one with splits those that --split names, or its test rows."""
+def choose_rows(model, format, args):
+    """The rows of a file; of one with splits those that --split names.
+
+    By default these are the test rows, or with --as-labels, from which is learned, training rows.
+    """
     asked = [task.name for task in model.tasks]
     column = format.split_column
     if column is None:
@@ -336,11 +350,16 @@ def rows_to_score(model, format, args):
         raise InputError(f"--split {args.split}: {args.input} has no splits")
     if args.split == "all" or not has_splits:
         return read_rows(args.input, format)
-    split = args.split or "test"
+    default = "test"
+    what_for = "scored"
+    if args.as_labels:
+        default = "train"
+        what_for = "written"
+    split = args.split or default
     known = ", ".join(f"{counts[name]} {name}" for name in SPLITS)
     if not counts[split]:
-        raise InputError(f"{args.input}: no {split} rows to score ({known}); see --split")
-    note(f"{args.input}: the {split} rows are scored ({known}); --split names others, or all")
+        raise InputError(f"{args.input}: no {split} rows ({known}); see --split")
+    note(f"{args.input}: the {split} rows are {what_for} ({known}); --split names others, or all")
     return rows_of_split(read_rows(args.input, format), split, column)
 
 
@@ -379,6 +398,7 @@ def predict(model, raw_rows, format, args):
     """Write each row's predictions to --output, or print them."""
     num_rows = 0
     failures = []
+    where_failed = []
     num_truncated = 0
     num_single = 0  # texts without a second one
     with writers.opened(args.output) as file, tqdm(unit=" rows", disable=hide_bar(args)) as bar:
@@ -391,6 +411,7 @@ def predict(model, raw_rows, format, args):
                 else:
                     writer.write(raw, None, error)
                     failures.append(error)
+                    where_failed.append(raw.where)
             num_rows += len(window.raw_rows)
             num_truncated += window.data.num_truncated
             num_single += sum(row.text_pair is None for row in window.rows)
@@ -407,7 +428,12 @@ def predict(model, raw_rows, format, args):
         raise InputError(f"none of {num_rows} rows could be predicted; the first: {failures[0]}")
     if failures:
         what = f"{len(failures)} rows could not be predicted"
-        note(f"{what}; their lines say why, and --strict stops at the first")
+        reasons = "their lines say why"
+        if args.as_labels:
+            where = where_failed[0]
+            first = failures[0].removeprefix(f"{where}: ")
+            reasons = f"they are left out, the first is {where}: {first}"
+        note(f"{what}; {reasons}, and --strict stops at the first")
 
 
 def hide_bar(args):
@@ -419,6 +445,8 @@ def hide_bar(args):
 
 
 def make_writer(model, file, format, args):
+    if args.as_labels:
+        return writers.LabelsWriter(file, model.tasks, format)
     if args.json or (args.output and not writers.is_table(args.output)):
         return writers.JsonLinesWriter(file, args.input, format)
     if args.output:
@@ -457,7 +485,9 @@ def main(argv=None):
     if args.score:
         score(model, folder, format, args)
         return
-    if args.input:
+    if args.as_labels and args.input not in (None, "-"):
+        raw_rows = choose_rows(model, format, args)
+    elif args.input:
         raw_rows = read_rows(args.input, format)
     else:
         if learned_from_pairs(model) and not args.pair and format.pair_column != "":

@@ -24,7 +24,7 @@ import transformers
 import mtbert
 import train
 from mtbert import Classification, Dataset, MultiLabel, Regression
-from support import huggingface, runs
+from support import huggingface, linear, runs
 from support.columns import Row
 from support.errors import InputError
 
@@ -409,6 +409,44 @@ def test_pooling_is_the_mean_over_tokens_or_the_first_hidden_state(tiny):
             torch.testing.assert_close(logits["mood"], expected, rtol=0, atol=1e-5)
 
 
+def test_heads_start_as_linear_fits_and_the_encoder_stays_as_it_is(tiny, monkeypatch):
+    """Each task has its own rows; a head that is not named, and the encoder, are left alone."""
+    # The states of a random encoder differ little from text to text.
+    monkeypatch.setattr(linear, "INVERSE_REGULARIZATION", 1e5)
+    monkeypatch.setattr(linear, "RIDGE_PENALTY", 1e-5)
+    model = tiny_model(tiny, [*TWO, TAGS])
+    labels = []
+    for i in range(60):
+        mood = ["bad", "good"][i % 5 == 0]  # a fifth of the texts are "a fine film"
+        labels.append({"mood": mood, "tags": (1,)} if i < 30 else {"stars": float(i % 5)})
+    data = mtbert.encode(model.tokenizer, make_rows(*labels), model.tasks)
+    before = copy.deepcopy(model.state_dict())
+    fitted = mtbert.fit_heads(model, data, ["mood", "stars"], seed=0)
+    assert fitted == {"mood": 30, "stars": 30}
+    for name, value in model.state_dict().items():
+        changed = name.startswith(("heads.head_mood", "heads.head_stars"))
+        assert torch.equal(value, before[name]) != changed, name
+    logits = mtbert.compute_logits(model, data)
+    assert [int(row.argmax()) for row in logits["mood"][:30]] == [1, 0, 0, 0, 0] * 6
+    stars = logits["stars"][30:, 0] * STARS.std + STARS.mean
+    assert np.corrcoef(stars, [i % 5 for i in range(30)])[0, 1] > 0.9
+    mtbert.fit_heads(model, data, ["tags"], seed=0)
+    p = model.tasks[2].probabilities(mtbert.compute_logits(model, data)["tags"], 1.0)
+    assert np.allclose(p[:30], [31 / 32, 1 / 32, 1 / 32], atol=1e-5)
+
+
+def test_a_head_is_fitted_to_a_part_of_many_rows_which_the_seed_draws(tiny, monkeypatch):
+    monkeypatch.setattr(mtbert, "FIT_ROWS", 12)
+    rows = make_rows(*({"mood": ["bad", "good"][i % 2]} for i in range(40)))
+    weights = []
+    for seed in (0, 0, 1):
+        model = tiny_model(tiny, [MOOD])
+        data = mtbert.encode(model.tokenizer, rows, model.tasks)
+        assert mtbert.fit_heads(model, data, ["mood"], seed) == {"mood": 12}
+        weights.append(model.heads["head_mood"].weight)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
 def test_each_dropout_acts_in_training_and_none_in_evaluation(tiny):
     model = tiny_model(tiny, TWO)
     batch = batch_of(model, make_rows({}, {}))
@@ -559,6 +597,7 @@ def validation_scores(monkeypatch, scores):
         return {"mood": {"macro_f1": next(scores)}, "stars": {"pearson": 0.3}}
 
     monkeypatch.setattr(mtbert, "validate", validate)
+    monkeypatch.setattr(mtbert, "MIN_VALIDATION_ROWS", 1)
     return states
 
 
@@ -568,6 +607,27 @@ def test_the_best_epoch_is_kept(tiny, tmp_path, monkeypatch):
     assert len(states) == 3
     for name, weight in best.items():
         assert torch.equal(weight, states[1][name])
+
+
+def test_few_validation_rows_choose_neither_epoch_nor_temperature(tiny, tmp_path, monkeypatch):
+    """The epoch is chosen by the tasks with enough of them, or is the last one."""
+    states = validation_scores(monkeypatch, [0.9, 0.2, 0.1])
+    monkeypatch.setattr(mtbert, "MIN_VALIDATION_ROWS", 30)
+    best = train_tiny(tiny, tmp_path / "a", "--epochs", "3").best
+    for name, weight in best.items():
+        assert torch.equal(weight, states[2][name])
+
+    assert mtbert.mean_score({"mood": 0.2, "stars": 0.4}, []) == pytest.approx(0.3)
+    assert mtbert.mean_score({"mood": 0.2, "stars": 0.4}, ["stars"]) == 0.4
+    model = tiny_model(tiny, [MOOD, TAGS])
+    rng = np.random.default_rng(0)
+    labels = {"mood": rng.integers(0, 2, 40), "tags": np.full((40, 4), np.nan, np.float32)}
+    labels["tags"][:29] = 0
+    logits = {"mood": rng.normal(0, 9, (40, 2)), "tags": rng.normal(0, 9, (40, 3))}
+    assert mtbert.tasks_that_judge(model.tasks, labels) == ["mood"]
+    mtbert.calibrate(model.tasks, labels, logits)
+    mood, tags = model.tasks
+    assert mood.temperature > 1.5 and (tags.temperature, tags.threshold) == (1.0, 0.5)
 
 
 def test_patience_stops_after_epochs_without_a_better_one(tiny, tmp_path, monkeypatch, capsys):

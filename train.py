@@ -36,6 +36,9 @@ separate-lr: as shared, and the heads learn at --head-lr"""
 KINDS_HELP = f"kinds of tasks: {', '.join(mtbert.KINDS)}\n(default: what the labels look like)"
 TRUNCATION_HELP = "what is kept of longer texts (default: %(default)s)"
 TASK_SAMPLING_HELP = "draw tasks by labels**A (default: %(default)s)"
+HEAD_INIT_HELP = "how heads start: as linear fits, or at random (default: %(default)s)"
+TEACHERS_HELP = "finished runs, whose predictions are learned beside the labels"
+ANNEALING_HELP = "learn at first from the teachers, at last from the labels (default: half, half)"
 HEAD_LR_HELP = (
     f"of the heads, in separate-lr (default: {mtbert.VARIANTS['separate-lr']['head_lr']})"
 )
@@ -49,7 +52,7 @@ RENAMED = {
 REMOVED = ("--conflict-every", "--freeze-embeddings", "--passes")
 # Flags in which a resumed run may differ. Files and weights are known by their content
 # (`check_data`, runs.check_resume); the others change no result or, as --device, are said.
-MAY_DIFFER = ("data", "val", "test", "encoder", "device", "verbose", "save_every")
+MAY_DIFFER = ("data", "val", "test", "encoder", "teachers", "device", "verbose", "save_every")
 MAY_DIFFER += ("out", "overwrite", "resume", "go_on")
 
 
@@ -94,6 +97,8 @@ def make_parser():
     format_flags(flag)
     weights = {"nargs": "+", "type": task_weight, "default": [], "metavar": "NAME=W"}
     flag("--task-weights", **weights, help="weights of the losses (default: 1)")
+    flag("--teachers", nargs="+", default=[], metavar="RUN", help=TEACHERS_HELP)
+    flag("--teacher-annealing", action="store_true", help=ANNEALING_HELP)
 
     flag = parser.add_argument_group("model").add_argument
     encoder = huggingface.DEFAULT_ENCODER
@@ -103,6 +108,7 @@ def make_parser():
     )
     flag("--max-length", type=number(int, 4), metavar="T", help="tokens (default: encoder's limit)")
     flag("--truncation", choices=mtbert.TRUNCATION, default="head", help=TRUNCATION_HELP)
+    flag("--head-init", choices=("fit", "random"), default="fit", help=HEAD_INIT_HELP)
     flag("--dropout", type=number(float, 0, 0.99), default=0.1, help="(default: %(default)s)")
 
     flag = parser.add_argument_group("training").add_argument
@@ -138,7 +144,7 @@ def make_parser():
     flag("--resume", metavar="FOLDER", help="go on with the stopped run in FOLDER, with its flags")
     go_on = {"action": "store_true", "dest": "go_on"}
     flag("--continue", **go_on, help="go on with the run in --out, if one has begun there")
-    flag("--save-every", **counts, help="steps between snapshots (default: one an epoch)")
+    flag("--save-every", **counts, help="steps between snapshots (default: one a minute)")
     return parser
 
 
@@ -161,6 +167,7 @@ def parse_args(argv, repeats=1):
         raise InputError(
             f"--out {args.out} is the run that --encoder starts from; name another folder"
         )
+    check_teacher_flags(args)
     args.task_weights = dict(args.task_weights)
     args.kinds = dict(args.kinds)
     args.kinds.update(dict.fromkeys(args.regression, "regression"))
@@ -179,6 +186,17 @@ def parse_args(argv, repeats=1):
     if args.layer_decay is None:
         args.layer_decay = 1.0
     return args
+
+
+def check_teacher_flags(args):
+    if args.teacher_annealing and not args.teachers:
+        raise InputError("--teacher-annealing takes --teachers")
+    folders = [Path(folder).resolve() for folder in args.teachers]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise InputError(f"--teachers names {folder} twice")
+    if args.out is not None and Path(args.out).resolve() in folders:
+        raise InputError(f"--out {args.out} is one of the --teachers; name another folder")
 
 
 def check_renamed(argv):
@@ -270,6 +288,29 @@ def check_data(args, digests, saved):
                 raise InputError(f"{path} has changed {began}, or is another file")
 
 
+def check_teachers(args, saved):
+    """The SHA-256 of the weights of each run in --teachers.
+
+    Raises InputError where one is no finished run, or is none that the run to resume began with.
+    The runs may stand elsewhere now, as data may.
+    """
+    digests = []
+    for folder in args.teachers:
+        try:
+            digests.append(mtbert.read_model_config(Path(folder))["weights_sha256"])
+        except InputError as error:
+            raise InputError(f"--teachers {error}") from None
+    if saved:
+        former = saved.get("teachers_sha256", [])
+        if len(digests) != len(former):
+            raise InputError(f"--teachers named {len(former)} runs when the run began; name them")
+        for folder, digest, former_digest in zip(args.teachers, digests, former, strict=True):
+            if digest != former_digest:
+                began = f"since the run in {args.resume} began"
+                raise InputError(f"--teachers {folder} has changed {began}, or is another run")
+    return digests
+
+
 def without(rows, numbers):
     """The rows but for those of these numbers."""
     left_out = set(numbers)
@@ -278,6 +319,7 @@ def without(rows, numbers):
 
 def prepare(args, device, saved):
     """Read the rows, load the encoder, and say what there is -> model, rows, Datasets of them."""
+    teachers_sha256 = check_teachers(args, saved)
     tasks, columns, rows, notes, digests = read_rows(args, saved)
     encoder = mtbert.load_encoder(args.encoder, args.dropout)
     encoder_sha256 = runs.tensors_sha256(encoder.state_dict())
@@ -299,14 +341,20 @@ def prepare(args, device, saved):
             data[split] = mtbert.encode(tokenizer, rows[split], tasks, max_length)
             what = f"{len(empty)} {split} rows were left out: no token is left of their text"
             notes.messages.append(f"{what}; --strict stops at the first")
-    draws = mtbert.expected_draws(data["train"].labels, args.task_sampling, args.repeats)
-    rates = mtbert.label_rates(draws, data["train"].labels)
+    teachers = mtbert.teach(data["train"], tasks, rows["train"], args.teachers, device)
+    learned = data["train"].learned()
+    draws = mtbert.expected_draws(learned, args.task_sampling, args.repeats)
+    rates = mtbert.label_rates(draws, learned)
+    num_learned = mtbert.count_rows(learned)
     if args.epochs is None:
         args.epochs = mtbert.default_epochs(draws.sum(), args.batch_size)
     if saved:
         notes = None  # they were said when the run began
-    report.print_data(tasks, columns, rows, notes, (draws, rates))
+    report.print_data(tasks, columns, rows, notes, (draws, rates, num_learned))
+    report.print_teachers(teachers, mtbert.count_rows(data["train"].teachers), len(draws))
     report.print_steps(args.epochs, round(draws.sum()), args.batch_size)
+    judges = mtbert.tasks_that_judge(tasks, data["validation"].labels)
+    report.print_judges(tasks, judges, mtbert.MIN_VALIDATION_ROWS)
     report.print_texts(data, max_length, mtbert.TRUNCATION[args.truncation], args.encoder)
 
     torch.manual_seed(args.seed)
@@ -314,8 +362,6 @@ def prepare(args, device, saved):
     model.truncation = args.truncation
     model.max_length = max_length
     model.compute_dtype = cpu.pick_dtype(args.dtype, device)
-    if runs.is_run(args.encoder):
-        start_heads(model, args.encoder)
     if args.compile:
         cpu.check_compiler(device)
         model.compile(dynamic=True)
@@ -325,6 +371,7 @@ def prepare(args, device, saved):
         "encoder_sha256": encoder_sha256,
         "versions": describe_versions(device, model.compute_dtype),
         "data_sha256": digests,
+        "teachers_sha256": teachers_sha256,
         "pairs": all_have_pairs(rows["train"]),
         "launcher": processes.launched().name,
     }
@@ -339,12 +386,25 @@ def print_sentence_settings(encoder, pooling, max_length):
         print(f"sentence-transformers uses this encoder with {settings}; {here}")
 
 
-def start_heads(model, folder):
+def start_heads(args, model, data):
+    """Let the heads start from those of the run in --encoder, the others as --head-init says."""
+    taken = {}
+    if runs.is_run(args.encoder):
+        taken = heads_of_run(model, args.encoder) or {}
+    if args.head_init == "fit":
+        names = [task.name for task in model.tasks if task.name not in taken]
+        balanced = args.class_weights == "balanced"
+        fitted = mtbert.fit_heads(model, data["train"], names, args.seed, balanced)
+        report.print_fitted_heads(fitted)
+
+
+def heads_of_run(model, folder):
     """Let heads start from those of the run in `folder`, and say which do, and what it drops."""
     heads = mtbert.take_heads(model, folder)
     dropped = {task.name for task in mtbert.read_model_config(Path(folder))["tasks"]}
     dropped.difference_update(task.name for task in model.tasks)
     report.print_heads(folder, heads, sorted(dropped))
+    return heads
 
 
 def describe_versions(device, dtype):
@@ -377,7 +437,7 @@ def train_and_test(args, folder, model, rows, data):
     tasks = model.tasks
     model = mtbert.load(folder, args.device)
     logits = mtbert.compute_logits(model, data["test"])
-    test = mtbert.evaluate(tasks, data["test"].labels, logits)
+    test = mtbert.evaluate(tasks, data["test"].labels, logits, intervals=True)
     predictions = mtbert.predictions_of(tasks, logits)
     report.print_metrics(tasks, test, "test", args.verbose)
     if predictions:
@@ -456,6 +516,8 @@ def main(argv=None, repeats=1):
         model, rows, data = prepare(args, device, saved)
         if processes.is_first():
             begin_or_resume(folder, model, saved)
+        if not runs.has_snapshot(folder):
+            start_heads(args, model, data)
         return train_and_test(args, folder, model, rows, data)
 
 

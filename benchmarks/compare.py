@@ -3,6 +3,8 @@
 python benchmarks/compare.py --seeds 5
 python benchmarks/compare.py --data train.csv --test test.csv --tune --epochs 3
 python benchmarks/compare.py --labels sentiment=5      # with 5 % of the training labels of a task
+python benchmarks/compare.py --arms single shared distilled
+python benchmarks/compare.py --data three.json --pairs # which task helps which
 
 Each model is trained once for each seed. All take about as many steps in as many epochs, so a model
 of a task with few labels repeats its rows within an epoch. This file never knows how a model is
@@ -11,6 +13,7 @@ trained, or what differs between kinds of tasks.
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import random
@@ -30,12 +33,21 @@ import mtbert
 import train
 from support import processes, report, runs
 from support.columns import describe, each
-from support.errors import Diverged, InputError, input_errors, printable
+from support.errors import Diverged, InputError, input_errors, listed, printable
 from support.script import Parser, number, run_script
 
 VARIANTS = tuple(mtbert.VARIANTS)  # single, shared, separate-lr
-PAIRS = (("shared", "single"), ("separate-lr", "shared"), ("separate-lr", "single"))
-# --tune: each variant has as many trials, with seeds that no result has.
+# What is compared: the variants, and shared with the single models of the same seed as teachers
+ARMS = (*VARIANTS, "distilled")
+ARM_PAIRS = (
+    ("shared", "single"),
+    ("separate-lr", "shared"),
+    ("separate-lr", "single"),
+    ("distilled", "single"),
+    ("distilled", "shared"),
+)
+# --tune: each arm has as many trials, with seeds that no result has; distilled takes the rates that
+# shared chose.
 TUNE_SEEDS = (1000, 1001)
 RATES = (
     ["--lr", "5e-5"],
@@ -89,11 +101,14 @@ def parse_args(argv=None):
         metavar="NAME=PERCENT",
         help="learn from so many of a task's training labels only (default: all)",
     )
+    arms = " ".join(VARIANTS)
+    flag("--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"{', '.join(ARMS)} ({arms})")
+    flag("--pairs", action="store_true", help="instead, train each pair of three tasks or more")
     flag("--tune", action="store_true", help="choose learning rates on validation rows")
     flag("--out", default="runs/compare", metavar="FOLDER", help="(default: %(default)s)")
     flag("--head-lr", metavar="LR", help="of separate-lr")
     flag("--layer-decay", metavar="X", help="of separate-lr")
-    flag("--task-weights", nargs="+", metavar="NAME=W", help="of shared and separate-lr")
+    flag("--task-weights", nargs="+", metavar="NAME=W", help="of all models of several tasks")
     args, rest = parser.parse_known_args(argv)
 
     args.rate_flags = []
@@ -105,6 +120,7 @@ def parse_args(argv=None):
     if args.task_weights is not None:
         args.weight_flags = ["--task-weights", *args.task_weights]
     check_own_flags(args, rest)
+    args.arms = chosen_arms(args)
     flags = train.parse_args(
         [*rest, "--variant", "separate-lr", *args.rate_flags, *args.weight_flags]
     )
@@ -121,6 +137,7 @@ def label_share(text):
 def check_own_flags(args, rest):
     """Raise InputError where a flag of train.py is given that the comparison decides itself."""
     own = ["--variant", "--seed", "--resume", "--overwrite", "--no-test"]
+    own += ["--teachers", "--teacher-annealing"]
     if args.tune:
         own.append("--lr")
     for word in rest:
@@ -129,6 +146,26 @@ def check_own_flags(args, rest):
             raise InputError(f"compare.py chooses {name} itself")
     if args.tune and args.head_lr is not None:
         raise InputError("compare.py --tune chooses --head-lr itself")
+
+
+def chosen_arms(args):
+    """The arms to compare, in the order of ARMS. Raises InputError."""
+    if args.pairs:
+        if args.arms is not None or args.task_weights is not None:
+            raise InputError("--pairs takes no --arms and no --task-weights")
+        if args.rate_flags:
+            raise InputError("--pairs trains no separate-lr, so it takes no rates of it")
+        return ["single"]
+    arms = [arm for arm in ARMS if arm in (args.arms or VARIANTS)]
+    if len(arms) < 2:
+        raise InputError("--arms: a comparison takes two or more")
+    if "distilled" in arms and "single" not in arms:
+        raise InputError("--arms: the teachers of distilled are the models of single; name it, too")
+    if "distilled" in arms and "shared" not in arms and args.tune:
+        raise InputError("--arms: with --tune distilled takes the rates of shared; name it, too")
+    if args.rate_flags and "separate-lr" not in arms:
+        raise InputError("--head-lr and --layer-decay are of separate-lr, which --arms leaves out")
+    return arms
 
 
 def without(argv, flags):
@@ -305,28 +342,32 @@ def fit_linear_model(task, texts, labels, strength):
 
 @dataclass
 class Contender:
-    """One variant, of all tasks or of one alone: a model to be trained with each seed."""
+    """One arm, of all tasks or of some: a model to be trained with each seed."""
 
-    variant: str
+    arm: str
     name: str  # for people
     folder_name: str  # without the seed
     tasks: list  # the names of its tasks
     flags: list  # of train.py
-    repeats: int  # how often an epoch draws a row
-    results: list = field(
-        default_factory=list
-    )  # of each seed: a part of metrics.json, and "folder"
+    repeats: float  # how often an epoch draws a row
+    # Of each seed: a part of metrics.json, and "folder"
+    results: list = field(default_factory=list)
+    teachers: list = field(default_factory=list)  # contenders that are trained before
 
 
 def make_contenders(args, columns, num_draws, rows):
-    """One for each task alone, and two of all tasks. `num_draws` is of an epoch, in all of them."""
+    """Those of args.arms: one for each task alone, and one of all tasks for each other arm.
+
+    `num_draws` is of an epoch, in all of them. With teachers each row is labelled for each task, so
+    an epoch would draw each of them once.
+    """
     contenders = []
     for position, column in enumerate(columns, 1):
         name = column.name
         num_labelled = sum(name in row.labels for row in rows["train"])
         contenders.append(
             Contender(
-                variant="single",
+                arm="single",
                 name=f"single {name}",
                 folder_name=f"single-{position}-{ascii_name(name)}",
                 tasks=[name],
@@ -340,14 +381,58 @@ def make_contenders(args, columns, num_draws, rows):
             )
         )
     names = [column.name for column in columns]
-    all_flags = {
-        "shared": args.weight_flags,
-        "separate-lr": args.weight_flags + args.rate_flags,
-    }
-    for variant, flags in all_flags.items():
-        flags = ["--variant", variant, *flags_of_columns(columns), *flags]
-        contenders.append(Contender(variant, variant, variant, names, flags, repeats=1))
+    flags = [*flags_of_columns(columns), *args.weight_flags]
+    shared = ["--variant", "shared", *flags]
+    separate = ["--variant", "separate-lr", *flags, *args.rate_flags]
+    teachers = list(contenders)
+    contenders.append(Contender("shared", "shared", "shared", names, shared, repeats=1))
+    contenders.append(
+        Contender("separate-lr", "separate-lr", "separate-lr", names, separate, repeats=1)
+    )
+    repeats = num_draws / len(rows["train"])
+    distilled = Contender("distilled", "distilled", "distilled", names, shared, repeats)
+    distilled.teachers = teachers
+    contenders.append(distilled)
+    return [contender for contender in contenders if contender.arm in args.arms]
+
+
+def make_pairs(args, columns, num_draws, rows, flags):
+    """One contender for each task alone, and one for each two tasks.
+
+    In an epoch each draws exactly `num_draws` rows, so that what a task gains beside another one is
+    not due to steps. Raises InputError for a name that --tasks cannot take.
+    """
+    contenders = make_contenders(args, columns, num_draws, rows)
+    for contender, column in zip(contenders, columns, strict=True):
+        contender.repeats = num_draws / len(labelled_rows(rows["train"], [column]))
+    for (i, one), (j, other) in itertools.combinations(enumerate(columns, 1), 2):
+        pair = [one, other]
+        column_flags = flags_of_columns(pair)
+        if not column_flags:
+            raise InputError(f"--pairs: a name cannot begin with a dash: {one.name}, {other.name}")
+        tasks = train.make_tasks(pair)
+        draws = count_draws(tasks, {"train": labelled_rows(rows["train"], pair)}, flags)
+        contenders.append(
+            Contender(
+                arm="pair",
+                name=f"{one.name} and {other.name}",
+                folder_name=f"pair-{i}-{j}-{ascii_name(one.name)}-{ascii_name(other.name)}",
+                tasks=[one.name, other.name],
+                flags=["--variant", "shared", *column_flags],
+                repeats=num_draws / draws,
+            )
+        )
     return contenders
+
+
+def labelled_rows(rows, columns):
+    """The rows that have a label of one of the columns."""
+    names = {column.name for column in columns}
+    found = []
+    for row in rows:
+        if names & row.labels.keys():
+            found.append(row)
+    return found
 
 
 def name_and_kind(column):
@@ -419,11 +504,14 @@ def row_values(row, names):
         values["text_pair"] = row.text_pair
     for name in names:
         if name in row.labels:
-            values[name] = row.labels[name]
+            values[name] = row.soft.get(name, row.labels[name])
     return values
 
 
-def check_splits(tasks, rows):
+def check_splits(args, tasks, rows):
+    if args.pairs and len(tasks) < 3:
+        names = listed(task.name for task in tasks)
+        raise InputError(f"--pairs takes three tasks or more; the rows have only {names}")
     if len(tasks) < 2:
         only = f"the rows have only {tasks[0].name!r}"
         raise InputError(f"a comparison takes two tasks or more; {only}")
@@ -508,29 +596,41 @@ def train_all(args, contenders, argv, tasks, out):
 
     -> {contender's name: the rates that --tune chose, and the scores of all that it tried}
     """
-    runs_each = args.seeds
+    num_runs = args.seeds * len(contenders)
     if args.tune:
-        runs_each += len(TUNE_SEEDS) * len(RATES)
-    progress = Progress(runs_each * len(contenders))
+        num_tuned = sum(not contender.teachers for contender in contenders)
+        num_runs += len(TUNE_SEEDS) * len(RATES) * num_tuned
+    progress = Progress(num_runs)
     tuned = {}
     for contender in contenders:
         rates = []
-        if args.tune:
+        if args.tune and contender.teachers:
+            rates = tuned["shared"]["chosen"].split()
+        elif args.tune:
             rates, scores = choose_rates(contender, progress, argv, tasks, out)
             tuned[contender.name] = {"chosen": " ".join(rates), "validation": scores}
         for seed in range(args.seeds):
             folder = out / f"{contender.folder_name}-{seed}"
             flags = [*argv, *contender.flags, *rates, "--seed", str(seed)]
+            flags += teacher_flags(contender, seed)
             name = f"{contender.name}, seed {seed}"
             result = progress.train(name, folder, flags, contender.repeats)
             contender.results.append(result | {"folder": folder})
     return tuned
 
 
+def teacher_flags(contender, seed):
+    """Those that name the models of this seed of its teachers, if it has any."""
+    if not contender.teachers:
+        return []
+    folders = [str(teacher.results[seed]["folder"]) for teacher in contender.teachers]
+    return ["--teachers", *folders, "--teacher-annealing"]
+
+
 def choose_rates(contender, progress, argv, tasks, out):
     """-> the flags of the learning rates that are best on validation rows, {flags: score}."""
     trials = RATES
-    if contender.variant == "separate-lr":
+    if contender.arm == "separate-lr":
         trials = RATE_PAIRS
     scores = {}
     for rates in trials:
@@ -560,35 +660,34 @@ def validation_score(tasks, metrics):
 
 
 def measure_cost(contenders, rows, device):
-    """{variant: {"train_seconds", "parameters", "seconds_per_text"}} of all its models together.
+    """{arm: {"train_seconds", "parameters", "seconds_per_text"}} of all its models together.
 
-    The times of prediction are medians of three alternating rounds, of the first seed's models on
-    the first 500 test rows, which are tokenized already.
+    The time of training includes that of teachers. The times of prediction are medians of three
+    alternating rounds, of the first seed's models on the first 500 test rows, which are tokenized
+    already.
     """
-    models = {variant: [] for variant in VARIANTS}
+    models = {}
     cost = {}
-    for variant in VARIANTS:
-        cost[variant] = {"train_seconds": 0.0, "parameters": 0}
     for contender in contenders:
         folder = contender.results[0]["folder"]
         model = mtbert.load(folder, device)
-        models[contender.variant].append(model)
-        seconds = [result["train_seconds"] for result in contender.results]
-        entry = cost[contender.variant]
-        entry["train_seconds"] += float(np.mean(seconds))
+        models.setdefault(contender.arm, []).append(model)
+        entry = cost.setdefault(contender.arm, {"train_seconds": 0.0, "parameters": 0})
+        for trained in (contender, *contender.teachers):
+            seconds = [result["train_seconds"] for result in trained.results]
+            entry["train_seconds"] += float(np.mean(seconds))
         entry["parameters"] += sum(parameter.numel() for parameter in model.parameters())
 
-    model = models["shared"][0]
     data = mtbert.encode(model.tokenizer, rows["test"][:500], max_length=model.max_length)
-    seconds = {variant: [] for variant in VARIANTS}
+    seconds = {arm: [] for arm in models}
     for _ in range(3):
-        for variant in VARIANTS:
+        for arm in models:
             start = time.perf_counter()
-            for model in models[variant]:
+            for model in models[arm]:
                 mtbert.compute_logits(model, data)
-            seconds[variant].append(time.perf_counter() - start)
-    for variant in VARIANTS:
-        cost[variant]["seconds_per_text"] = float(np.median(seconds[variant])) / len(data)
+            seconds[arm].append(time.perf_counter() - start)
+    for arm in models:
+        cost[arm]["seconds_per_text"] = float(np.median(seconds[arm])) / len(data)
     return cost
 
 
@@ -599,37 +698,38 @@ def measure_cost(contenders, rows, device):
 def summarise(args, task, baseline_metrics, contenders):
     """What compare.json says of a task.
 
-    -> {"rows", "baselines": {name: {metric: points}}, "scores": {metric: {variant: [points of each
+    -> {"rows", "baselines": {name: {metric: points}}, "scores": {metric: {arm: [points of each
     seed]}}, "differences": {metric: {pair: paired_difference}}, "gold", "predictions"}
     """
     of_task = {}
     for contender in contenders:
         if task.name in contender.tasks:
-            of_task[contender.variant] = contender
-    first = contenders_metrics(of_task["shared"], task)[0]
-    names = [name for name in (*COMPARED, *SHOWN) if name in first]
+            of_task[contender.arm] = contender
+    first = next(iter(of_task.values()))
+    metrics = contenders_metrics(first, task)[0]
+    names = [name for name in (*COMPARED, *SHOWN) if name in metrics]
 
     scores = {}
     for name in names:
         scores[name] = {}
-        for variant in VARIANTS:
-            metrics = contenders_metrics(of_task[variant], task)
-            scores[name][variant] = [100 * values[name] for values in metrics]
+        for arm, contender in of_task.items():
+            metrics = contenders_metrics(contender, task)
+            scores[name][arm] = [100 * values[name] for values in metrics]
     differences = {}
     for name in names:
         if name in COMPARED:
-            differences[name] = compare_pairs(scores[name], args.margin)
+            differences[name] = compare_arms(scores[name], args.margin)
     points = {}
     for name, metrics in baseline_metrics.items():
         points[name] = {metric: 100 * metrics[metric] for metric in differences}
 
     gold = []
     predictions = {}
-    for variant in VARIANTS:
-        predictions[variant] = []
-        for result in of_task[variant].results:
+    for arm, contender in of_task.items():
+        predictions[arm] = []
+        for result in contender.results:
             gold, predicted = read_predictions(result["folder"], task.name)
-            predictions[variant].append(predicted)
+            predictions[arm].append(predicted)
     return {
         "rows": len(gold),
         "baselines": points,
@@ -645,12 +745,38 @@ def contenders_metrics(contender, task):
     return [result["test"][task.name] for result in contender.results]
 
 
-def compare_pairs(scores, margin):
+def compare_arms(scores, margin):
     differences = {}
-    for one, other in PAIRS:
-        pair = f"{one} - {other}"
-        differences[pair] = paired_difference(scores[one], scores[other], margin)
+    for one, other in ARM_PAIRS:
+        if one in scores and other in scores:
+            pair = f"{one} - {other}"
+            differences[pair] = paired_difference(scores[one], scores[other], margin)
     return differences
+
+
+def measure_gains(args, tasks, contenders):
+    """What each task gains beside each other one, in points of its first metric of COMPARED.
+
+    -> {task: {"metric", "single": [points of each seed], "beside": {other: {"scores": [points of
+    each seed], and what `paired_difference` returns}}}}
+    """
+    gains = {}
+    for task in tasks:
+        scores = {}
+        for contender in contenders:
+            if task.name in contender.tasks:
+                metrics = contenders_metrics(contender, task)
+                metric = next(name for name in COMPARED if name in metrics[0])
+                others = [name for name in contender.tasks if name != task.name]
+                beside = others[0] if others else None
+                scores[beside] = [100 * values[metric] for values in metrics]
+        alone = scores.pop(None)
+        gain = {"metric": metric, "single": alone, "beside": {}}
+        for other, values in scores.items():
+            difference = paired_difference(values, alone, args.margin)
+            gain["beside"][other] = {"scores": values, **difference}
+        gains[task.name] = gain
+    return gains
 
 
 def read_predictions(folder, name):
@@ -672,8 +798,8 @@ def read_predictions(folder, name):
 def print_steps(contenders, num_steps):
     print(f"every model took about {num_steps} steps; an epoch draws each row")
     for contender in contenders:
-        if contender.variant == "single":
-            print(f"  {printable(contender.name)}: {contender.repeats} times")
+        if contender.arm == "single":
+            print(f"  {printable(contender.name)}: {contender.repeats:.4g} times")
 
 
 def print_rates(args, tuned):
@@ -695,29 +821,51 @@ def print_task(name, result):
     for baseline, points in result["baselines"].items():
         cells = [f"{value:18.1f}" for value in points.values()]
         print(f"  {baseline:28}" + "".join(cells))
-    for variant in VARIANTS:
-        print(f"  {variant:28}", end="")
+    for arm in result["predictions"]:
+        print(f"  {arm:28}", end="")
         for scores in result["scores"].values():
-            print(f"{mean_and_spread(scores[variant]):>18}", end="")
+            print(f"{mean_and_spread(scores[arm]):>18}", end="")
         print()
     for metric, differences in result["differences"].items():
         for pair, d in differences.items():
-            interval = f"{d['mean']:+6.2f} ({d['low']:+.2f} to {d['high']:+.2f})"
-            print(f"  {COMPARED[metric]:12}{pair:24}{interval:26} {verdict_in_words(d)}")
+            print(f"  {COMPARED[metric]:12}{pair:24}{interval(d):26} {verdict_in_words(d)}")
+
+
+def interval(difference):
+    d = difference
+    return f"{d['mean']:+6.2f} ({d['low']:+.2f} to {d['high']:+.2f})"
+
+
+def print_gains(gains):
+    """A square table: what each task, in a line, gains beside each other one, in a column."""
+    print("\ntest score beside another task - alone, in points, with 95 % intervals")
+    header = ["", "alone"]
+    for name in gains:
+        header.append(f"beside {name}")
+    table = [header]
+    for name, gain in gains.items():
+        line = [f"{name}, {COMPARED[gain['metric']]}", mean_and_spread(gain["single"])]
+        for other in gains:
+            cell = "-"
+            if other != name:
+                cell = interval(gain["beside"][other]).strip()
+            line.append(cell)
+        table.append(line)
+    report.print_table(table, widest=40)
 
 
 def print_cost(cost):
     print(
         f"\n{'cost of all tasks':28}{'training':>12}{'parameters':>16}{'prediction of a text':>24}"
     )
-    for variant, entry in cost.items():
+    for arm, entry in cost.items():
         milliseconds = 1000 * entry["seconds_per_text"]
-        print(f"  {variant:26}{entry['train_seconds']:10.1f} s", end="")
+        print(f"  {arm:26}{entry['train_seconds']:10.1f} s", end="")
         print(f"{entry['parameters']:16,}{milliseconds:21.2f} ms")
 
 
 def draw(results, path):
-    """For each task a panel with the score of each seed under each variant, and the means."""
+    """For each task a panel with the score of each seed under each arm, and the means."""
     from matplotlib.figure import Figure
 
     num_columns = min(3, len(results))
@@ -738,8 +886,9 @@ def draw_task(axes, name, result):
     from scipy import stats
 
     metric = next(iter(result["differences"]))
-    scores = np.array([result["scores"][metric][variant] for variant in VARIANTS])
-    axes.plot(range(len(VARIANTS)), scores, "-", color="#BBBBBB", linewidth=1, zorder=1)
+    arms = list(result["scores"][metric])
+    scores = np.array([result["scores"][metric][arm] for arm in arms])
+    axes.plot(range(len(arms)), scores, "-", color="#BBBBBB", linewidth=1, zorder=1)
     style = {"color": "#D55E00", "capsize": 6, "markersize": 9, "linewidth": 2, "zorder": 3}
     for x, values in enumerate(scores):
         half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
@@ -747,8 +896,8 @@ def draw_task(axes, name, result):
         axes.plot(places, values, "o", color="#0072B2", alpha=0.7, zorder=2, label="a seed")
         label = "mean, 95 % interval"
         axes.errorbar(x + 0.18, np.mean(values), half, fmt="D", label=label, **style)
-    axes.set_xticks(range(len(VARIANTS)), VARIANTS)
-    axes.set_xlim(-0.4, len(VARIANTS) - 0.4)
+    axes.set_xticks(range(len(arms)), arms)
+    axes.set_xlim(-0.4, len(arms) - 0.4)
     axes.set_title(report.shorten(name, 30).replace("$", r"\$"))
     axes.set_ylabel(f"test {COMPARED[metric]} (%)")
     axes.spines[["top", "right"]].set_visible(False)
@@ -797,14 +946,15 @@ def compare(args, flags, rest, out):
     for name, percent in args.labels:
         keep_labels(columns, rows, name, percent)
     tasks = train.make_tasks(columns)
-    check_splits(tasks, rows)
+    check_splits(args, tasks, rows)
     write_splits(out, columns, rows)
     kept = [*without(rest, FILE_FLAGS), *args.rate_flags, *args.weight_flags]
     if args.tune:
         kept.append("--tune")
+    if args.pairs:
+        kept.append("--pairs")
     keep_flags(out, kept)
     report.print_data(tasks, columns, rows, notes)
-    baseline_metrics = {task.name: baselines(task, rows) for task in tasks}
 
     num_draws = count_draws(tasks, rows, flags)
     epochs = flags.epochs
@@ -813,15 +963,13 @@ def compare(args, flags, rest, out):
     num_steps = epochs * math.ceil(num_draws / flags.batch_size)
     argv = without(rest, (*FILE_FLAGS, "--epochs"))
     argv += ["--epochs", str(epochs), "--data", str(out / "data.json")]
-    contenders = make_contenders(args, columns, num_draws, rows)
+    if args.pairs:
+        contenders = make_pairs(args, columns, num_draws, rows, flags)
+    else:
+        baseline_metrics = {task.name: baselines(task, rows) for task in tasks}
+        contenders = make_contenders(args, columns, num_draws, rows)
     tuned = train_all(args, contenders, argv, tasks, out)
-    cost = measure_cost(contenders, rows, flags.device)
-    results = {}
-    for task in tasks:
-        results[task.name] = summarise(args, task, baseline_metrics[task.name], contenders)
-
-    shared = next(contender for contender in contenders if contender.variant == "shared")
-    config = runs.read_config(shared.results[0]["folder"])
+    config = runs.read_config(contenders[-1].results[0]["folder"])
     record = {
         "flags": vars(args) | vars(flags) | {"out": args.out, "argv": rest},
         "data_sha256": digests,
@@ -830,10 +978,21 @@ def compare(args, flags, rest, out):
         "steps": num_steps,
         "repeats": {contender.name: contender.repeats for contender in contenders},
         "tuned": tuned,
-        "cost": cost,
-        "tasks": results,
     }
-    runs.write(out / "compare.json", record)
+    if args.pairs:
+        record["gains"] = measure_gains(args, tasks, contenders)
+        runs.write(out / "compare.json", record)
+        print_steps(contenders, num_steps)
+        print_rates(args, tuned)
+        print_gains(record["gains"])
+        print(f"\nkept in {out}: compare.json, and a folder for each run")
+        return
+
+    cost = measure_cost(contenders, rows, flags.device)
+    results = {}
+    for task in tasks:
+        results[task.name] = summarise(args, task, baseline_metrics[task.name], contenders)
+    runs.write(out / "compare.json", record | {"cost": cost, "tasks": results})
     with runs.replacing(out / "compare.png") as path:
         draw(results, path)
     print_steps(contenders, num_steps)

@@ -42,11 +42,15 @@ class Ordinal(mtbert.Classification):
         head.load_state_dict(former_head.state_dict())
         return []
 
+    def linear_fit(self, states, labels, balanced=False):
+        """There is none: its outputs are no logits of classes, and its head starts at random."""
+        return None
+
     def loss(self, logits, labels, balanced=False):
         """The classes weigh the same: `balanced` is not used."""
         reached = self.reached(logits)
         p = (reached[:, :-1] - reached[:, 1:]).clamp(min=1e-7)
-        return F.nll_loss(p.log(), labels, ignore_index=mtbert.NO_CLASS, reduction="sum")
+        return super().loss(p.log(), labels)  # a softmax of logarithms gives p again
 
     def probabilities(self, logits, temperature):
         reached = self.reached(torch.from_numpy(np.asarray(logits)).double(), temperature)

@@ -36,6 +36,7 @@ class Row(NamedTuple):
     text: str
     text_pair: str | None
     labels: dict  # column -> int, str, float, or a tuple of int or str; no key: not labelled
+    soft: dict = {}  # noqa: RUF012  column -> {label: probability}; its label is the likeliest
 
 
 @dataclass
@@ -46,7 +47,8 @@ class Column:
     kind: str  # "classification", "multi_label", "regression", or a name that the user gave
     label_type: type  # of each label: int or str; float for regression
     labels: list = field(default_factory=list)  # sorted; [] for regression
-    counts: list = field(default_factory=list)  # the training rows that have each label
+    # The training rows that have each label; 0 for one that is never the likeliest in soft labels
+    counts: list = field(default_factory=list)
     label_names: dict = field(default_factory=dict)  # str(label) -> a name for people
     mean: float = 0.0  # of the training rows' numbers, for regression
     std: float = 1.0
@@ -81,6 +83,8 @@ def each(label):
 # A row
 
 BRACKETS = re.compile(r"\[.*\]")  # a list that is written into a cell
+# An object of probabilities that is written into a cell, as {"good": 0.7} or {'good': 0.7}
+SOFT_TEXT = re.compile(r"""\{\s*(["'])[^{}]*\1\s*:\s*[0-9.][^{}]*\}""")
 
 
 def parse_row(raw, format=PLAIN):
@@ -153,6 +157,8 @@ def check_unicode(raw):
 
 def parse_label(raw, name, value, format):
     """The label that a row gives to a column, its type not yet decided; None where it has none."""
+    if isinstance(value, dict):
+        return parse_soft_label(value)
     if isinstance(value, list):
         return [clean_part(part) for part in value]
     if not isinstance(value, str):
@@ -169,6 +175,49 @@ def parse_label(raw, name, value, format):
     if separator is not None:
         return split_labels(raw, name, value, separator)
     return label
+
+
+class SoftLabel(dict):
+    """{label: probability}, without probabilities of 0. The type of labels depends on the column.
+
+    Like the cells of a table, the keys of JSON are characters, so the labels are RawLabels.
+    """
+
+    __slots__ = ()
+
+
+def parse_soft_label(value):
+    """The SoftLabel of an object of probabilities. Any other object is returned as it is."""
+    if why_not_soft(value):
+        return value
+    soft = SoftLabel()
+    for label, p in value.items():
+        if p > 0:
+            soft[RawLabel(clean(label))] = p
+    return soft
+
+
+def why_not_soft(value):
+    """Why an object does not give labels their probabilities, in words; or None."""
+    if not value:
+        return "it is empty; null means no label"
+    seen = set()
+    for label, p in value.items():
+        if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+            return f"{label!a:.40} has {p!r:.20}, which is no probability from 0 to 1"
+        cleaned = clean(label)
+        if not cleaned or cleaned in seen or not is_unicode(cleaned):
+            return f"{label!a:.40} is blank, is there twice, or has a lone surrogate"
+        seen.add(cleaned)
+    return None
+
+
+def is_unicode(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def clean_part(part):
@@ -188,6 +237,8 @@ def is_missing(label, words):
 
 
 def split_labels(raw, name, value, separator):
+    if SOFT_TEXT.fullmatch(value):
+        refuse_soft_text(raw.where, name, value)
     if BRACKETS.fullmatch(value):
         hint = f"join labels by {separator!r}, without brackets"
         raise InputError(f"{raw.where}: {name!r} is {value!r:.40}; {hint}")
@@ -445,16 +496,62 @@ def as_word(label):
 def convert_labels(rows, columns):
     """The rows with the labels of these columns alone, each of the type of its column.
 
-    A label of a multi_label column is a sorted tuple. Raises InputError for what is no such label.
+    A label of a multi_label column is a sorted tuple. In place of a soft label stands the likeliest
+    label, and Row.soft holds the probabilities. Raises InputError for what is no such label.
     """
     converted = []
     for row in rows:
         labels = {}
+        soft = {}
         for column in columns:
-            if column.name in row.labels:
-                labels[column.name] = convert_label(row, column)
-        converted.append(row._replace(labels=labels))
+            name = column.name
+            if name not in row.labels:
+                continue
+            if isinstance(row.labels[name], SoftLabel) and column.kind != "regression":
+                soft[name] = convert_soft_label(row, column)
+                labels[name] = likeliest(soft[name], column)
+            else:
+                labels[name] = convert_label(row, column)
+        converted.append(row._replace(labels=labels, soft=soft))
     return converted
+
+
+def convert_soft_label(row, column):
+    """{label: probability}, in the order of labels; of classes they sum to 1."""
+    given = row.labels[column.name]
+    found = {}
+    for label, p in given.items():
+        found[as_type(label, column.label_type)] = p
+    if len(found) < len(given):
+        what = f"two labels of {column.name!r} mean the same number in {given!s:.60}"
+        raise InputError(f"{row.where}: {what}")
+    total = 1.0
+    if column.kind != "multi_label":
+        total = math.fsum(found.values())
+        if not sums_to_one(given):
+            what = f"the probabilities of {column.name!r} sum to {total:.4g}, and not to 1"
+            hint = f"--multi-label {shlex.quote(column.name)} takes any"
+            raise InputError(f"{row.where}: {what}; {hint}")
+    ordered = {}
+    for label in sorted(found, key=numbers_first):
+        ordered[label] = found[label] / total
+    return ordered
+
+
+def sums_to_one(soft):
+    return abs(math.fsum(soft.values()) - 1) <= 1e-3
+
+
+def likeliest(soft, column):
+    """The label that stands for a soft one where a label is counted: of equal ones the first."""
+    if column.kind == "multi_label":
+        return tuple(label for label, p in soft.items() if p >= 0.5)
+    return max(soft, key=soft.get)
+
+
+def possible_labels(row, name):
+    """All labels of a row's column, also those that only have some probability."""
+    return {*each(row.labels[name]), *row.soft.get(name, ())}
 
 
 def convert_label(row, column):
@@ -475,6 +572,8 @@ def convert_label(row, column):
     elif column.kind == "regression":
         expected = "finite number"
     what = f"the label {label!s:.60} of {column.name!r} is not a {expected}"
+    if type(label) is dict and column.kind != "regression" and why_not_soft(label):
+        what += f"; and as probabilities: {why_not_soft(label)}"
     raise InputError(f"{row.where}: {what}")
 
 
@@ -581,13 +680,27 @@ def why_no_task(name, labels):
     types = set(map(type, labels))
     if types == {list}:
         return why_no_lists(labels)
+    if types == {SoftLabel, dict}:
+        num_soft = sum(type(label) is SoftLabel for label in labels)
+        return None if 2 * num_soft > len(labels) else "objects of other things than probabilities"
     if types & {list, *NOT_A_LABEL}:
         if len(types) == 1:
             return NOT_A_LABEL[types.pop()]
         return None  # a mixture is a mistake, which find_column reports
     if types <= {str, RawLabel}:
         return why_no_words(labels) or why_no_classes(labels)
-    return why_no_classes(labels)
+    return why_no_classes(with_parts(labels))
+
+
+def with_parts(labels):
+    """Labels, with the labels that have a probability in place of each soft one."""
+    parts = []
+    for label in labels:
+        if isinstance(label, SoftLabel):
+            parts += label
+        else:
+            parts.append(label)
+    return parts
 
 
 def why_no_lists(labels):
@@ -605,6 +718,8 @@ def has_fraction(label):
 
 
 def why_no_words(labels):
+    if all(map(SOFT_TEXT.fullmatch, labels)):
+        return "probabilities in text; only objects of JSON are soft labels"
     if all(map(BRACKETS.fullmatch, labels)):
         return "lists in brackets"
     dates = sum(map(bool, map(DATE.fullmatch, labels)))
@@ -638,7 +753,8 @@ def find_column(name, rows, kind, notes):
     """The Column of the rows' labels, not yet described; `kind` is what the user asked for.
 
     Without it, lists are multi_label, numbers of which one has a fraction are regression, and all
-    else are classes. Raises InputError where the labels do not fit to each other or to `kind`.
+    else are classes; of objects alone see `are_soft_classes`. Raises InputError where the labels do
+    not fit to each other or to `kind`.
     """
     rows = [row for row in rows if name in row.labels]
     labels = [row.labels[name] for row in rows]
@@ -648,21 +764,50 @@ def find_column(name, rows, kind, notes):
         if kind is None:
             hint = f"--multi-label {shlex.quote(name)} reads them as lists"
             notes.messages.append(f"{name!r} has lists of one label each, read as classes; {hint}")
+    if kind is None and not are_soft_classes(labels):
+        kind = "multi_label"
+        found = f"{name!r} has objects whose probabilities do not sum to 1, read as multi-label"
+        hint = "if they are classes, make those of each row sum to 1"
+        notes.messages.append(f"{found}; {hint}")
     if kind == "multi_label" or any(type(label) is list for label in labels):
         check_lists(name, rows)
         check_is_no_list(name, kind)
         parts = itertools.chain.from_iterable(labels)
         return Column(name, "multi_label", class_type(parts))
     check_single_labels(name, rows)
-    decimal = find_decimal(labels)
+    hard_rows = [row for row in rows if not isinstance(row.labels[name], SoftLabel)]
+    hard = [row.labels[name] for row in hard_rows]
+    decimal = find_decimal(hard)
     if kind is None:
-        kind = find_kind(name, rows, decimal)
-        notes.messages += sentences_on_numbers(name, labels, decimal)
-    elif kind == "regression":
-        check_numbers(name, rows, decimal or ".")
+        kind = find_kind(name, hard_rows, decimal)
+        notes.messages += sentences_on_numbers(name, hard, decimal)
+        check_soft_numbers(name, rows, hard)
     if kind == "regression":
+        check_numbers(name, rows, decimal or ".")
         return Column(name, kind, float, decimal=decimal or ".")
-    return Column(name, kind, class_type(labels))
+    return Column(name, kind, class_type(with_parts(labels)))
+
+
+def are_soft_classes(labels):
+    """False where there are objects alone, and less than half of them sum to 1.
+
+    The others are then mistakes, which `convert_soft_label` reports.
+    """
+    if not labels or not all(isinstance(label, SoftLabel) for label in labels):
+        return True
+    return 2 * sum(map(sums_to_one, labels)) >= len(labels)
+
+
+def check_soft_numbers(name, rows, hard):
+    """Raise InputError for an object with words, where the labels without one are whole numbers."""
+    numbers = [label for label in hard if isinstance(label, (int, float))]
+    if not numbers or class_type(hard) is not int:
+        return
+    for row in rows:
+        soft = row.labels[name]
+        if isinstance(soft, SoftLabel) and class_type(soft) is not int:
+            found = f"{name!r} is {soft!r:.60} here, but {numbers[0]} in another row"
+            raise InputError(f"{row.where}: {found}; the keys must be such numbers")
 
 
 def sentences_on_numbers(name, labels, decimal):
@@ -687,7 +832,9 @@ def check_lists(name, rows):
     good = []
     wrong = []
     for row in rows:
-        if is_list_of_labels(row.labels[name]):
+        if type(row.labels[name]) is dict:
+            refuse_object(row, name)
+        if isinstance(row.labels[name], SoftLabel) or is_list_of_labels(row.labels[name]):
             good.append(row)
         else:
             wrong.append(row)
@@ -715,10 +862,26 @@ def check_is_no_list(name, kind):
 
 def check_single_labels(name, rows):
     for row in rows:
-        reason = NOT_A_LABEL.get(type(row.labels[name]))
+        label = row.labels[name]
+        if type(label) is dict:
+            refuse_object(row, name)
+        if isinstance(label, str) and SOFT_TEXT.fullmatch(label):
+            refuse_soft_text(row.where, name, label)
+        reason = NOT_A_LABEL.get(type(label))
         if reason:
             hint = "--tasks names other columns"
             raise InputError(f"{row.where}: {name!r} cannot be learned: {reason}; {hint}")
+
+
+def refuse_object(row, name):
+    reason = why_not_soft(row.labels[name])
+    hint = "--tasks names other columns"
+    raise InputError(f"{row.where}: {name!r} cannot be learned: an object: {reason}; {hint}")
+
+
+def refuse_soft_text(where, name, text):
+    what = f"{name!r} is the text {text!r:.40}; only objects of .json and .jsonl are soft labels"
+    raise InputError(f"{where}: {what}")
 
 
 def find_kind(name, rows, decimal):
@@ -770,17 +933,19 @@ def refuse_word(name, row, why):
 def describe(column, rows, label_names):
     """Set what training rows tell about a column. Raises InputError where it cannot be learned."""
     counts = Counter()
+    different = set()
     for row in rows:
         if column.name in row.labels:
             counts.update(each(row.labels[column.name]))
-    if len(counts) < 2:
-        found = f"task {column.name!r} has {len(counts)} different labels in the training rows"
-        reason = f"{len(counts)} different labels in the training rows"
+            different |= possible_labels(row, column.name)
+    if len(different) < 2:
+        found = f"task {column.name!r} has {len(different)} different labels in the training rows"
+        reason = f"{len(different)} different labels in the training rows"
         raise TooFew(column.name, f"{found}; it takes two or more", reason)
     if column.kind == "regression":
         describe_numbers(column, list(counts.elements()))
         return
-    column.labels = sorted(counts)
+    column.labels = sorted(different)
     column.counts = [counts[label] for label in column.labels]
     column.label_names = {}
     for label in column.labels:
@@ -1159,12 +1324,17 @@ def hold_out(rows, columns, seed, fraction=0.1, name=""):
 
 
 def class_labels(row, columns):
-    """Each class of a row as (column, label); to have no label (None) is one more class."""
+    """Each class of a row as (column, label); to have no label (None) is one more class.
+
+    So is each label to which a soft one gives some probability.
+    """
     found = []
     for column in columns:
         if column.kind != "regression":
             for label in each(row.labels.get(column.name)):
                 found.append((column.name, label))
+            for label in row.soft.get(column.name, ()):
+                found.append((column.name, "possible", label))
     return found
 
 

@@ -213,6 +213,124 @@ def number_metrics(gold, predicted, std):
     }
 
 
+# --------------------------------------------------------------------------------------------------
+# Intervals
+
+RESAMPLES = 1000
+MOST_COUNTS = 1_000_000  # in memory at once
+
+
+def intervals(answers, scores):
+    """{metric: [low, high]}: a 95 % interval of each score, or None where there is none.
+
+    answers: (N, K), the label and the prediction of each row. It is the bootstrap over rows: N rows
+    are drawn with replacement, 1,000 times, with a fixed seed. How often each of the U answers that
+    differ is drawn has a multinomial distribution, so that no row need be copied.
+
+    scores(answers, counts) -> {metric: (B,) values} for (U, K) answers, and (B, U) counts of how
+    often each was drawn. The interval is that of bias-corrected percentiles (Efron 1981).
+
+    There is no interval where all resamples have the same score, where one of them has none (NaN),
+    or where the score lies outside: in these cases the rows are too few to tell.
+    """
+    answers, counts = np.unique(answers, axis=0, return_counts=True)
+    num_rows = counts.sum()
+    rng = np.random.default_rng(0)
+    batch_size = max(1, MOST_COUNTS // len(answers))
+    batches = []
+    for start in range(0, RESAMPLES, batch_size):
+        size = min(batch_size, RESAMPLES - start)
+        drawn = rng.multinomial(num_rows, counts / num_rows, size).astype(float)
+        batches.append(scores(answers, drawn))
+    result = {}
+    for name, [score] in scores(answers, counts[None].astype(float)).items():
+        resampled = np.concatenate([batch[name] for batch in batches])
+        result[name] = interval(score, resampled)
+    return result
+
+
+def interval(score, resampled):
+    """[low, high] of a score, from its values in resamples, (B,); or None. See `intervals`."""
+    from scipy.special import ndtr, ndtri  # the normal distribution's function, and its inverse
+
+    # Were the score their median, `bias` would be 0, and these the 2.5 and 97.5 percentiles.
+    bias = ndtri(np.mean(resampled < score) + np.mean(resampled == score) / 2)
+    shares = ndtr(2 * bias + ndtri([0.025, 0.975]))
+    low, high = np.quantile(resampled, shares).tolist()
+    if low < high and low <= score <= high:
+        return [low, high]
+    return None
+
+
+def class_intervals(num_classes, gold, predicted):
+    """Intervals of one class a row; arguments as of `class_metrics`."""
+
+    def scores(answers, counts):
+        one_hot = np.eye(num_classes + 1, dtype=bool)
+        found = label_scores(one_hot[answers[:, 0]], one_hot[answers[:, 1]], counts)
+        return {"accuracy": found["exact_match"], "macro_f1": found["macro_f1"]}
+
+    return intervals(np.stack([gold, predicted], axis=1), scores)
+
+
+def multi_label_intervals(gold, predicted):
+    """Intervals of any number of labels a row; arguments as of `multi_label_f1`."""
+
+    def scores(answers, counts):
+        gold, predicted = np.split(answers, 2, axis=1)
+        return label_scores(gold, predicted, counts)
+
+    return intervals(np.hstack([gold.astype(bool), with_unknown(predicted)]), scores)
+
+
+def label_scores(gold, predicted, counts):
+    """{metric: (B,)} of (U, C) bool labels and predictions that were drawn (B, U) counts times."""
+    found = counts @ (gold & predicted).astype(float)  # (B, C), how often each label is right
+    occur = counts @ gold.astype(float) + counts @ predicted.astype(float)
+    f1 = 2 * found / np.maximum(occur, 1)
+    num_labels = (occur > 0).sum(1)
+    right = (gold == predicted).all(1).astype(float)
+    return {
+        "macro_f1": f1.sum(1) / np.maximum(num_labels, 1),
+        "micro_f1": 2 * found.sum(1) / np.maximum(occur.sum(1), 1),
+        "exact_match": counts @ right / counts.sum(1),
+    }
+
+
+def number_intervals(gold, predicted, std):
+    """Intervals of numbers; arguments as of `number_metrics`."""
+
+    def scores(answers, counts):
+        gold, predicted = answers.T
+
+        def mean(values):
+            return counts @ values / counts.sum(1)
+
+        return {
+            "pearson": correlations(gold, predicted, mean),
+            "rmse": std * np.sqrt(mean((gold - predicted) ** 2)),
+        }
+
+    return intervals(np.stack([gold, predicted], axis=1).astype(float), scores)
+
+
+def correlations(x, y, mean):
+    """Pearson's correlation of (U,) x and y in B resamples; NaN where either is constant.
+
+    `mean` gives the (B,) means of (U,) values in the resamples.
+    """
+    x = x - x.mean()
+    y = y - y.mean()
+    variance_x = mean(x**2) - mean(x) ** 2
+    variance_y = mean(y**2) - mean(y) ** 2
+    covariance = mean(x * y) - mean(x) * mean(y)
+    # Sums are rounded: the variance of a constant is not exactly zero.
+    varies = (variance_x > 1e-9 * np.mean(x**2)) & (variance_y > 1e-9 * np.mean(y**2))
+    result = np.full(len(varies), math.nan)
+    result[varies] = covariance[varies] / np.sqrt(variance_x[varies] * variance_y[varies])
+    return result
+
+
 def constant_tasks(metrics):
     """The tasks of {task: metrics} for which one class was predicted for rows of several."""
     names = []

@@ -82,7 +82,8 @@ def print_data(tasks, columns, rows, notes, sampling=None):
 
     tasks, columns: each task and the column of labels that it was made from. rows: {split: [Row]}.
     notes: what was found while reading; None: nothing is warned of. sampling: what
-    mtbert.expected_draws and mtbert.label_rates gave for the training rows.
+    mtbert.expected_draws and mtbert.label_rates gave for the training rows, and {task: number of
+    rows to learn from}, which is above that of the labels where there are teachers.
     """
     print_tasks(tasks, notes)
     print_label_counts(tasks, rows, sampling)
@@ -118,9 +119,9 @@ def print_label_counts(tasks, rows, sampling):
         counts = [count_labelled(part, task) for part in rows.values()]
         line = [task.name, *counts, task.typical(counts[0])]
         if sampling is not None:
-            draws, rates = sampling
+            draws, rates, num_learned = sampling
             rate = rates[task.name]
-            draws_per_label = rate * draws.sum() / counts[0]  # in an epoch
+            draws_per_label = rate * draws.sum() / num_learned[task.name]  # in an epoch
             line += [f"{rate:.3f}", f"{draws_per_label:.2f}"]
         table.append(line)
     totals = ["(rows)", *map(len, rows.values())]
@@ -138,6 +139,13 @@ def strongest_associations(columns, rows, most=5):
     for part in rows.values():
         every_row += part
     return sorted(associations(columns, every_row), reverse=True)[:most]
+
+
+def print_teachers(teachers, num_taught, num_rows):
+    """Say which runs teach a task, {task: folders}, and on how many of the training rows."""
+    for name, folders in teachers.items():
+        on = f"on {num_taught[name]} of {num_rows} training rows"
+        print(printable(f"{name} is taught by {', '.join(folders)}, {on}"))
 
 
 def print_steps(epochs, draws, batch_size):
@@ -176,6 +184,27 @@ def print_heads(folder, heads, dropped=()):
                 print(f"labels of {name!r} that start anew: {listed(labels)}")
     if dropped:
         print(f"tasks of {folder} that are left behind: {listed(dropped)}")
+
+
+def print_fitted_heads(fitted):
+    """Say which heads start from a linear fit, {task: rows it was fitted to}."""
+    if fitted:
+        words = [f"{printable(name)} ({count:,} rows)" for name, count in fitted.items()]
+        print(f"heads start as linear fits to the encoder's states: {', '.join(words)}")
+
+
+def print_judges(tasks, judges, least):
+    """Say which tasks have fewer than `least` validation rows, and what that means.
+
+    judges: the names of the tasks that have more.
+    """
+    names = [task.name for task in tasks if task.name not in judges]
+    if not names:
+        return
+    consequence = "they choose no epoch, and nothing is calibrated"
+    if not judges:
+        consequence = "the last epoch is kept, and nothing is calibrated"
+    print(f"fewer than {least} validation rows of {listed(names)}: {consequence}")
 
 
 def print_groups(groups):
@@ -232,7 +261,8 @@ HEADINGS = {
 def print_metrics(tasks, metrics, rows="test", verbose=False):
     """Print {task: {metric: value}}, a line a task; with `verbose` also a line a class.
 
-    Tasks with the same metrics share a table. rows: which rows these are, in a word.
+    Tasks with the same metrics share a table. rows: which rows these are, in a word. A metric with
+    an interval is printed as "0.897 (0.871 to 0.920)".
     """
     tables = {}  # names of metrics -> the tasks that have them
     for task in tasks:
@@ -243,12 +273,48 @@ def print_metrics(tasks, metrics, rows="test", verbose=False):
         table = [[rows, *(HEADINGS.get(name, name) for name in names)]]
         for task in members:
             result = metrics[task.name]
-            table.append([task.name, *(f"{result[name]:.3f}" for name in names)])
-        print()
-        print_table(table)
+            intervals = result.get("intervals", {})
+            line = [task.name]
+            for name in names:
+                line.append(score_cell(result[name], intervals.get(name)))
+            table.append(line)
+        print_folded(table)
         if verbose:
             for task in members:
                 print_classes(task, metrics[task.name].get("per_class", {}))
+    if any(map(has_interval, metrics.values())):
+        print("in brackets: 95 % intervals over rows")
+
+
+def score_cell(value, interval):
+    if interval is None:
+        return f"{value:.3f}"
+    low, high = interval
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def has_interval(result):
+    intervals = result.get("intervals", {})
+    return any(intervals.values())
+
+
+def print_folded(table):
+    """Print rows of cells as `print_table` does, after an empty line.
+
+    Columns that do not fit the terminal follow in another table, with the same first column.
+    """
+    first, *others = zip(*table, strict=True)
+    parts = [[first]]
+    for column in others:
+        wider = [*parts[-1], column]
+        fits = width_of(zip(*wider, strict=True)) - 2 <= terminal_width()
+        if fits or len(parts[-1]) == 1:
+            parts[-1] = wider
+        else:
+            parts.append([first, column])
+    for part in parts:
+        print()
+        print_table(list(zip(*part, strict=True)))
 
 
 def names_of_numbers(result):

@@ -352,6 +352,9 @@ def check_resume(folder, saved, current):
 # A training that can be stopped: its signals, its snapshots, and where it stands
 
 
+# A snapshot is due so many seconds after the last one, but not before 20 times what writing that
+# one took: so snapshots take a twentieth of the time at most.
+SNAPSHOT_SECONDS = 60
 # Ctrl-C, kill, a terminal that is closed, and what clusters are asked to send before time is up
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
@@ -412,6 +415,10 @@ def load_snapshot(folder):
     return record["progress"], torch.load(path, map_location="cpu", weights_only=True)
 
 
+def has_snapshot(folder):
+    return (Path(folder) / "snapshot.json").exists()
+
+
 @contextmanager
 def open_log(path, size):
     """The log, open to append to, without what follows its first `size` bytes.
@@ -452,10 +459,11 @@ class Run:
     state: a dict of JSON values, for whatever the caller must remember; run.state from then on.
 
     A snapshot holds the parts' states, run.state, run.best and the place in the epoch. It is
-    written at the end of each epoch, after every `save_every` steps, and after the step in which a
-    signal arrives. That signal then raises KeyboardInterrupt(exit status, how to resume). Where the
-    folder has a snapshot, the training goes on from there, so the batches of an epoch and the
-    randomness in a step must depend on nothing but run.epoch, run.step and what is in the snapshot.
+    written when SNAPSHOT_SECONDS have passed since the last one, after every `save_every` steps,
+    and after the step in which a signal arrives. That signal then raises
+    KeyboardInterrupt(exit status, how to resume). Where the folder has a snapshot, the training
+    goes on from there, so the batches of an epoch and the randomness in a step must depend on
+    nothing but run.epoch, run.step and what is in the snapshot.
     Of several processes each takes the same steps; process 0 writes.
     Raises InputError where the snapshot or the log is damaged.
     """
@@ -472,7 +480,8 @@ class Run:
         self.state = state
         self.best = {}  # tensors on the CPU, by name
         self.log_size = 0  # bytes of the log that the snapshot knows
-        if (self.folder / "snapshot.json").exists():
+        self.next_snapshot = time.monotonic() + SNAPSHOT_SECONDS
+        if has_snapshot(self.folder):
             with input_errors(f"{folder}: its snapshot cannot be used"):
                 self.restore()
 
@@ -501,7 +510,10 @@ class Run:
                 "log_size": self.log_size,
             }
             states = {name: part.state_dict() for name, part in self.parts.items()}
+            start = time.monotonic()
             save_snapshot(self.folder, progress, {"parts": states, "best": self.best})
+            end = time.monotonic()
+            self.next_snapshot = end + max(SNAPSHOT_SECONDS, 20 * (end - start))
         # No process goes on, or ends, before the snapshot is written
         sum_over_processes(torch.zeros(1), self.device)
 
@@ -532,7 +544,7 @@ class Run:
             yield batch
             self.batch += 1
             self.seconds += time.perf_counter() - start
-            self.save_or_stop(self.save_every and self.step % self.save_every == 0)
+            self.save_or_stop(due=self.save_every and self.step % self.save_every == 0)
 
     def log(self, entry):
         """Append a line of JSON to log.jsonl."""
@@ -543,16 +555,21 @@ class Run:
         self.bar.set_postfix(values, refresh=False)
 
     def end_epoch(self):
-        """Turn to the next epoch and write a snapshot."""
+        """Turn to the next epoch."""
         self.epoch += 1
         self.batch = 0
-        self.save_or_stop(due=True)
+        self.save_or_stop()
 
-    def save_or_stop(self, due):
-        """Write a snapshot if it is due. Write one and stop if any process got a signal."""
-        signals = sum_over_processes(torch.tensor(len(self.signals)), self.device)
-        told_to_stop = signals.item() > 0
-        if due or told_to_stop:
+    def save_or_stop(self, due=False):
+        """Write a snapshot if it is due, by steps or by time. Write one and stop after a signal.
+
+        The clock of process 0 counts, and a signal to any process.
+        """
+        late = is_first() and time.monotonic() > self.next_snapshot
+        news = torch.tensor([len(self.signals), int(late)])
+        signals, late = sum_over_processes(news, self.device).tolist()
+        told_to_stop = signals > 0
+        if due or late or told_to_stop:
             self.save()
         if told_to_stop:
             number = signal.SIGTERM  # where only another process got one

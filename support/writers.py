@@ -16,6 +16,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+from .columns import name_of_pair
 from .errors import InputError, printable
 from .files import clean, ending_of, open_bytes, read_rows, read_table
 from .processes import is_first
@@ -152,6 +153,38 @@ class JsonLinesWriter:
         row["predictions"] = predictions
         if error is not None:
             row["error"] = error
+        print(json.dumps(row), file=self.file)
+
+    def finish(self):
+        self.file.flush()
+
+
+class LabelsWriter:
+    """Rows that train.py learns from: the texts, and of each task what was predicted as its label.
+
+    A row without predictions is left out, and so is what else the row of the input holds.
+    """
+
+    def __init__(self, file, tasks, format):
+        """Raises InputError."""
+        self.file = file
+        self.tasks = tasks
+        self.format = format
+        for task in tasks:
+            if task.name in ("text", "text_pair"):
+                raise InputError(f"--as-labels: the task {task.name!r} has the name of a text")
+
+    def write(self, raw, predictions, error):
+        if predictions is None:
+            return
+        row = {"text": raw.values[self.format.text_column]}
+        pair = None
+        if self.format.pair_column != "":
+            pair = raw.values.get(name_of_pair(self.format))
+        if pair is not None:
+            row["text_pair"] = pair
+        for task in self.tasks:
+            row[task.name] = task.as_label(predictions[task.name])
         print(json.dumps(row), file=self.file)
 
     def finish(self):

@@ -743,3 +743,164 @@ def test_every_column_gets_its_own_held_out_rows_by_the_seed(tmp_path):
     held = [read_data(path, seed=seed)[1]["validation"] for seed in (0, 0, 1)]
     assert Counter(tuple(row.labels) for row in held[0]) == {("a",): 20, ("b",): 2}
     assert held[0] == held[1] != held[2]
+
+
+# --------------------------------------------------------------------------------------------------
+# Soft labels
+
+
+def write_soft(folder, labels, times=8):
+    """A .jsonl whose rows have these labels of "a" in turn."""
+    lines = []
+    for i, label in enumerate(labels * times):
+        lines.append(json.dumps({"text": f"film {i}", "a": label}))
+    return write(folder / "soft.jsonl", *lines)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "soft", "label"),
+    [
+        ([{"b": 0.3, "a": 0.7}, {"b": 1}], ["a", "b"], {"a": 0.7, "b": 0.3}, "a"),
+        ([{"b": 0.5, "a": 0.5}, "c"], ["a", "b", "c"], {"a": 0.5, "b": 0.5}, "a"),
+        ([{" b ": 1, "c": 0}, "a"], ["a", "b"], {"b": 1.0}, "b"),
+        ([{"10": 0.8, "2": 0.2}, {"2": 1}], [2, 10], {2: 0.2, 10: 0.8}, 10),
+        ([{"1": 0.8, "0.0": 0.2}, 0, 1.0], [0, 1], {0: 0.2, 1: 0.8}, 1),
+        ([{"1": 0.8, "x": 0.2}, {"1": 1}], ["1", "x"], {"1": 0.8, "x": 0.2}, "1"),
+        ([{"True": 1}, True, False], ["False", "True"], {"True": 1.0}, "True"),
+        ([{"a": 0.5, "b": 0.4}, {"b": 1}, {"b": 0.1}], ["a", "b"], {"a": 0.5, "b": 0.4}, ("a",)),
+        ([{"a": 0.2, "b": 0.8}, ["a"], []], ["a", "b"], {"a": 0.2, "b": 0.8}, ("b",)),
+        ([{"1": 0.9, "2": 0.9}, [3]], [1, 2, 3], {1: 0.9, 2: 0.9}, (1, 2)),
+        ([{"a": 0}, ["a"], ["b"]], ["a", "b"], {}, ()),
+    ],
+)
+def test_an_object_of_probabilities_is_a_label(labels, classes, soft, label, tmp_path):
+    [column], splits = read_data([write_soft(tmp_path, labels)])
+    assert column.labels == classes
+    assert column.kind == ("multi_label" if isinstance(label, tuple) else "classification")
+    rows = splits["train"] + splits["validation"]
+    found = [row for row in rows if (row.soft.get("a"), row.labels["a"]) == (soft, label)]
+    assert len(found) == 8
+    counts = Counter()
+    for row in splits["train"]:
+        counts.update(columns.each(row.labels["a"]))
+    assert column.counts == [counts[name] for name in classes]
+
+
+def test_probabilities_of_classes_sum_to_one_exactly_and_the_likeliest_is_counted(tmp_path):
+    path = write_soft(tmp_path, [{"a": 0.3333, "b": 0.3333, "c": 0.3333}, {"b": 0.6, "a": 0.4}])
+    [column], splits = read_data([path], test_files=[path])
+    for row in splits["test"]:
+        assert sum(row.soft["a"].values()) == pytest.approx(1, abs=1e-15)
+    labels = Counter(row.labels["a"] for row in splits["test"])
+    assert labels == {"a": 8, "b": 8}  # of equal ones the first
+    assert column.labels == ["a", "b", "c"] and column.counts[2] == 0
+
+
+def test_the_user_says_of_which_kind_objects_are(tmp_path):
+    path = write_soft(tmp_path, [{"a": 0.3, "b": 0.7}, {"b": 1}])
+    [column], splits = read_data([path], kinds={"a": "multi_label"})
+    assert column.kind == "multi_label" and splits["train"][0].soft == {"a": {"a": 0.3, "b": 0.7}}
+    assert {row.labels["a"] for row in splits["train"]} == {("b",)}
+    [column], _ = read_data([path], kinds={"a": "ordinal"})
+    assert (column.kind, column.labels) == ("ordinal", ["a", "b"])
+    path = write_soft(tmp_path, [{"a": 0.3, "b": 0.9}, {"b": 1}, {"b": 0.1}])
+    notes = Notes()
+    [column], _ = read_data([path], notes=notes)
+    assert (
+        column.kind == "multi_label" and "do not sum to 1, read as multi-label" in notes.messages[0]
+    )
+
+
+GOOD = [{"a": 0.3, "b": 0.7}, {"b": 1}]
+
+
+@pytest.mark.parametrize(
+    ("labels", "wrong", "message"),
+    [
+        (GOOD, {"a": 0.3, "b": 0.6}, "the probabilities of 'a' sum to 0.9, and not to 1"),
+        (GOOD, {"a": 0}, "the probabilities of 'a' sum to 0, and not to 1"),
+        (GOOD, {"a": 1.2}, "'a' has 1.2, which is no probability from 0 to 1"),
+        (GOOD, {"a": -0.1}, "'a' has -0.1, which is no probability"),
+        (GOOD, {"a": True}, "'a' has True, which is no probability"),
+        (GOOD, {"a": "1"}, "'a' has '1', which is no probability"),
+        (GOOD, {"a": float("nan")}, "'a' has None, which is no probability"),
+        (GOOD, {"a": {"b": 1}}, "which is no probability"),
+        (GOOD, {}, "it is empty; null means no label"),
+        (GOOD, {" ": 1}, "' ' is blank, is there twice, or has a lone surrogate"),
+        (GOOD, {"b ": 0.5, "b": 0.5}, "'b' is blank, is there twice"),
+        (GOOD, {"\ud800": 1}, "has a lone surrogate"),
+        ([{"0": 1}, {"1": 1}], {"1": 0.5, "1.0": 0.5}, "two labels of 'a' mean the same number"),
+        ([0, 1], {"x": 1}, "'a' is {'x': 1} here, but 0 in another row; the keys must be"),
+        ([1.5, 2], {"2": 1}, "'a' is {'2': 1} here, which is not a number"),
+        ([["a"], ["b"]], {"a": 2}, "'a' has 2, which is no probability from 0 to 1"),
+        ([["a"], {"b": 1}], {"a": "1"}, "'a' has '1', which is no probability from 0 to 1"),
+    ],
+)
+def test_an_object_that_is_no_soft_label_is_refused_by_its_row(labels, wrong, message, tmp_path):
+    path = write_soft(tmp_path, labels)
+    with open(path, "a") as file:
+        file.write(json.dumps({"text": "the last", "a": wrong}))
+    with pytest.raises(InputError) as error:
+        read_data([path])
+    said = str(error.value)
+    assert said.startswith(f"{path}, line 17: ") and message in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ([{"label": "x", "probabilities": {"a": 0.5}}], "an object"),
+        ([{"source": "web"}, {"page": 3}], "an object"),
+        ([{"votes": 1}, {"votes": 3}, {"votes": 12}], "objects of other things than probabilities"),
+        ([{"votes": 1}], "one value only"),
+        ([{}], "an object"),
+    ],
+)
+def test_objects_of_other_things_are_left_out_as_before(labels, reason, tmp_path):
+    lines = []
+    for i, label in enumerate(labels * 12):
+        lines.append(json.dumps({"text": f"film {i}", "meta": label, "b": i % 2}))
+    notes = Notes()
+    [column], _ = read_data([write(tmp_path / "a.jsonl", *lines)], notes=notes)
+    assert column.name == "b" and notes.left_out == {"meta": reason}
+
+
+def test_tables_have_no_soft_labels_and_that_is_said(tmp_path):
+    cells = ['"{""x"": 0.7, ""y"": 0.3}"', "\"{'x': 0.2, 'y': 0.8}\""]
+    lines = ["text,a,b"]
+    for i, cell in enumerate(cells * 10):
+        lines.append(f"film {{'x': 1}} {i},{cell},{'uv'[i % 2]}")
+    path = write(tmp_path / "a.csv", *lines)
+    notes = Notes()
+    [column], _ = read_data([path], notes=notes)
+    reason = "probabilities in text; only objects of JSON are soft labels"
+    assert column.name == "b" and notes.left_out == {"a": reason}
+    message = "line 2: 'a' is the text .*; only objects of .json and .jsonl are soft labels"
+    for kinds in ({}, {"a": "classification"}):
+        with pytest.raises(InputError, match=message):
+            read_data([path], names=["a"], kinds=kinds)
+    with pytest.raises(InputError, match=message):
+        read_data([path], names=["a"], format=Format(multi_label={"a": "|"}))
+
+
+def test_soft_labels_of_one_file_go_with_the_labels_of_a_table(tmp_path):
+    hard = write_column(tmp_path, ["0", "1"] * 8)
+    soft = write_soft(tmp_path, [{"0": 0.4, "1": 0.6}])
+    test = write(tmp_path / "test.jsonl", '{"text": "x", "a": {"1": 0.4, "7": 0.6}}')
+    notes = Notes()
+    [column], splits = read_data([*hard, soft], test_files=[test], notes=notes)
+    assert column.labels == [0, 1] and column.label_type is int
+    assert sum(row.soft == {"a": {0: 0.4, 1: 0.6}} for row in splits["train"]) in (7, 8)
+    assert splits["test"][0].labels == {"a": 7}
+    assert "1 test labels of 'a' are in no training row and count as wrong: 7" in notes.messages
+
+
+def test_rows_are_not_held_out_that_alone_give_a_label_some_probability(tmp_path):
+    path = write_soft(tmp_path, [{"a": 1}, {"b": 1}, {"a": 0.9, "b": 0.1}])
+    with open(path, "a") as file:
+        for i in range(5):
+            file.write(json.dumps({"text": f"rare {i}", "a": {"a": 0.9, f"rare {i}": 0.1}}) + "\n")
+    for seed in range(5):
+        [column], splits = read_data([path], seed=seed)
+        assert len(column.labels) == 7 and column.counts[2:] == [0] * 5
+        assert splits["validation"]

@@ -319,7 +319,8 @@ def test_compare_tunes_on_validation_rows_with_seeds_that_no_result_has(
         lines.append(f"film {i} is {mood},{liked},{i % 3}")
     write_csv(Path("a.csv"), "text,liked,stars", lines)
     flags = ["--data", "a.csv", "--test", "a.csv", "--encoder", str(tiny), "--epochs", "1"]
-    monkeypatch.setattr(sys, "argv", ["compare.py", *flags, "--seeds", "2", "--tune", "--out", "c"])
+    flags += ["--seeds", "2", "--tune", "--out", "c", "--arms", *compare.ARMS]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *flags])
     compare.main()
 
     tuned = read_json("c/compare.json")["tuned"]
@@ -337,7 +338,123 @@ def test_compare_tunes_on_validation_rows_with_seeds_that_no_result_has(
         argv = read_json(f"c/{folders[name]}-0/config.json")["flags"]["argv"]
         assert trial["chosen"].split()[1] == argv[argv.index("--lr") + 1]
         assert ("--head-lr" in trial["chosen"]) == (name == "separate-lr")
+    argv = read_json("c/distilled-1/config.json")["flags"]["argv"]
+    assert argv[argv.index("--lr") + 1] == tuned["shared"]["chosen"].split()[1]
     trials = [read_json(path) for path in Path("c/tune").glob("*/metrics.json")]
     assert len(trials) == 8
     assert all(trial["test"] == {} for trial in trials)
     assert not list(Path("c/tune").glob("*/*.safetensors"))
+
+
+# --------------------------------------------------------------------------------------------------
+# Distilled models, and pairs of tasks
+
+
+def write_partly_labelled_films():
+    """a.csv, in which 36 rows have a class, nine of them a number, and three a second class."""
+    lines = []
+    for i in range(40):
+        mood, liked = [("bad", "no"), ("good", "yes")][i % 2]
+        number = i / 8 if i % 4 == 0 else ""
+        genre = "xy"[i % 8 // 2 % 2] if i % 6 < 2 else ""
+        lines.append(f"film {i} is {mood},{liked},{number},{genre}")
+    write_csv(Path("a.csv"), "text,liked,stars,genre", lines)
+
+
+def steps_of(folder):
+    """How many steps a run took."""
+    lines = Path(folder, "log.jsonl").read_text().splitlines()
+    return sum("grad_norm" in json.loads(line) for line in lines)
+
+
+def test_distilled_has_the_single_models_of_its_seed_as_teachers_and_as_many_steps_as_shared(
+    script, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_partly_labelled_films()
+    flags = ["--data", "a.csv", "--test", "a.csv", "--tasks", "liked", "stars", "--encoder", tiny]
+    flags += ["--epochs", "2", "--seeds", "2", "--batch-size", "4", "--out", "c"]
+    status, out, err = script("benchmarks/compare.py", *flags, "--arms", "shared", "single")
+    assert status == 0, err
+    assert "distilled" not in out and "separate-lr" not in out
+    kept = modified("c")
+    assert len(kept) == 6
+
+    arms = ["--arms", "single", "shared", "distilled"]
+    status, out, err = script("benchmarks/compare.py", *flags, *arms)
+    assert status == 0, err
+    assert kept.items() <= modified("c").items() and len(modified("c")) == 8
+    argv = read_json("c/distilled-1/config.json")["flags"]["argv"]
+    place = argv.index("--teachers")
+    assert argv[place + 1 : place + 3] == ["c/single-1-liked-1", "c/single-2-stars-1"]
+    assert "--teacher-annealing" in argv
+    assert steps_of("c/distilled-1") == steps_of("c/shared-1") > 10
+
+    result = read_json("c/compare.json")
+    for task in result["tasks"].values():
+        for differences in task["differences"].values():
+            pairs = {"shared - single", "distilled - single", "distilled - shared"}
+            assert set(differences) == pairs
+    scores = result["tasks"]["stars"]["scores"]["pearson"]
+    found = compare.paired_difference(scores["distilled"], scores["single"])
+    assert result["tasks"]["stars"]["differences"]["pearson"]["distilled - single"] == found
+    assert out.count("distilled - shared") == 3  # macro-F1, accuracy, Pearson
+    cost = result["cost"]
+    assert cost["distilled"]["parameters"] == cost["shared"]["parameters"]
+    assert cost["distilled"]["train_seconds"] > cost["single"]["train_seconds"]
+
+
+def test_arms_and_pairs_that_cannot_be_compared_are_refused(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_partly_labelled_films()
+    mistakes = {
+        "--arms single": "two or more",
+        "--arms shared distilled": "name it, too",
+        "--arms single distilled --tune": "takes the rates of shared",
+        "--arms single shared --head-lr 1e-3": "which --arms leaves out",
+        "--arms single together": "invalid choice",
+        "--pairs --arms single shared": "--pairs takes no --arms",
+        "--pairs --head-lr 1e-3": "trains no separate-lr",
+        "--pairs --tasks liked stars": "three tasks or more",
+        "--teachers a": "chooses --teachers itself",
+    }
+    for wrong, message in mistakes.items():
+        flags = ["--data", "a.csv", "--test", "a.csv", "--out", "c", *wrong.split()]
+        status, _, err = script("benchmarks/compare.py", *flags)
+        assert status == 2 and message in err, err
+    assert not list(Path("c").glob("*/"))
+
+
+def test_pairs_say_what_each_task_gains_beside_each_other_one(script, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_partly_labelled_films()
+    flags = ["--data", "a.csv", "--test", "a.csv", "--encoder", tiny, "--pairs"]
+    flags += ["--epochs", "2", "--seeds", "2", "--batch-size", "4", "--out", "c"]
+    status, out, err = script("benchmarks/compare.py", *flags)
+    assert status == 0, err
+    folders = {
+        ("liked", "stars"): "pair-1-2-liked-stars",
+        ("liked", "genre"): "pair-1-3-liked-genre",
+        ("stars", "genre"): "pair-2-3-stars-genre",
+    }
+    alone = {"liked": "single-1-liked", "stars": "single-2-stars", "genre": "single-3-genre"}
+    assert len(modified("c")) == 12
+    steps = {steps_of(path.parent) for path in modified("c")}
+    assert steps == {read_json("c/compare.json")["steps"]}
+
+    gains = read_json("c/compare.json")["gains"]
+    assert list(gains) == ["liked", "stars", "genre"]
+    for pair, folder in folders.items():
+        for name, other in (pair, pair[::-1]):
+            metric = "pearson" if name == "stars" else "macro_f1"
+            assert gains[name]["metric"] == metric
+            scores = []
+            for run in (folder, alone[name]):
+                metrics = [read_json(f"c/{run}-{seed}/metrics.json") for seed in (0, 1)]
+                scores.append([100 * found["test"][name][metric] for found in metrics])
+            gain = gains[name]["beside"][other]
+            assert (gain.pop("scores"), gains[name]["single"]) == tuple(scores)
+            assert gain == compare.paired_difference(*scores)
+            assert f"{gain['mean']:+.2f} ({gain['low']:+.2f} to {gain['high']:+.2f})" in out
+    lines = [line for line in out.splitlines() if line.startswith("liked, macro-F1")]
+    assert len(lines) == 1 and len(lines[0].split("  -  ")) == 2

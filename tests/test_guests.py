@@ -504,7 +504,7 @@ def test_a_head_that_grows_or_shrinks_keeps_the_rows_of_labels_that_it_had(tiny,
     model = tiny_model(tiny, [classes(kind, "awful", "bad", "so")])
     head = model.heads["head_mood"]
     head.weight.data.fill_(7.0)
-    train.start_heads(model, "run")
+    train.heads_of_run(model, "run")
     for number, former_number in ((1, 0), (2, 2)):
         assert torch.equal(head.weight[number], former.weight[former_number])
         assert torch.equal(head.bias[number], former.bias[former_number])

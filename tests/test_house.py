@@ -30,6 +30,7 @@ ROOMS = [  # each may import those above it, and no other of ours
     "support.columns",
     "support.mistakes",
     "support.metrics",
+    "support.linear",
     "support.bounds",
     "support.huggingface",
     "support.cpu",

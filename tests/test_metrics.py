@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import MOOD, STARS, TAGS
+from scipy.stats import bootstrap
 
 import mtbert
 from support import metrics
@@ -84,6 +85,145 @@ def test_tasks_are_constant_where_one_class_is_predicted_for_rows_of_several():
         "number": {"pearson": 0.5},
     }
     assert metrics.constant_tasks(results) == ["constant"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Intervals
+
+SST = np.array([912, 389, 909]) / 2210  # the shares of the classes in its 2,210 test rows
+
+
+def draw_answers(rng, num_rows):
+    """Labels and predictions of a model that is right with a probability of 0.73."""
+    gold = rng.choice(3, num_rows, p=SST)
+    other = (gold + rng.integers(1, 3, num_rows)) % 3
+    return gold, np.where(rng.random(num_rows) < 0.73, gold, other)
+
+
+def test_an_interval_covers_the_true_score_in_95_of_100_and_of_other_rows_in_83():
+    """The score of as many other rows varies as much as that of these: the difference has twice
+    the variance, and is below 1.96 of one's standard deviations in 83 %.
+    """
+    rng = np.random.default_rng(0)
+    covers_truth = []
+    covers_other = []
+    for _ in range(1000):
+        gold, predicted = draw_answers(rng, 2210)
+        half = rng.permutation(2210) < 1105
+        low, high = metrics.class_intervals(3, gold[half], predicted[half])["accuracy"]
+        covers_truth.append(low <= 0.73 <= high)
+        covers_other.append(low <= (gold == predicted)[~half].mean() <= high)
+    assert 0.93 <= np.mean(covers_truth) <= 0.97
+    assert 0.80 <= np.mean(covers_other) <= 0.86
+
+
+def test_intervals_are_close_to_those_of_scipy():
+    rng = np.random.default_rng(0)
+    gold, predicted = draw_answers(rng, 400)
+    x = rng.normal(size=400)
+    y = x + rng.normal(size=400)
+    one_hot = np.eye(4, dtype=np.float32)
+    found = metrics.class_intervals(3, gold, predicted)
+    labels = metrics.multi_label_intervals(one_hot[gold], np.eye(3, dtype=bool)[predicted])
+    numbers = metrics.number_intervals(x, y, std=2.0)
+
+    def macro_f1(gold, predicted):
+        f1 = []
+        for label in range(3):
+            right = np.sum((gold == label) & (predicted == label))
+            f1.append(2 * right / (np.sum(gold == label) + np.sum(predicted == label)))
+        return np.mean(f1)
+
+    def rmse(x, y):
+        return 2 * np.sqrt(np.mean((x - y) ** 2))
+
+    def check(interval, statistic, *data):
+        many = {"n_resamples": 2000, "random_state": 1}
+        expected = bootstrap(data, statistic, paired=True, vectorized=False, **many)
+        width = interval[1] - interval[0]
+        assert interval == pytest.approx(list(expected.confidence_interval), abs=width / 10)
+
+    check(found["accuracy"], np.mean, gold == predicted)
+    check(found["macro_f1"], macro_f1, gold, predicted)
+    check(numbers["pearson"], metrics.correlation, x, y)
+    check(numbers["rmse"], rmse, x, y)
+    assert labels["exact_match"] == labels["micro_f1"]
+    assert labels["exact_match"] == pytest.approx(found["accuracy"], abs=0.005)
+    assert labels["macro_f1"] == pytest.approx(found["macro_f1"], abs=0.005)
+
+
+def test_each_interval_is_of_a_metric_and_holds_its_score_and_is_the_same_again():
+    rng = np.random.default_rng(0)
+    labels = {
+        "kind": rng.integers(0, 4, 60),  # 3: a class that no training row has
+        "stars": rng.normal(size=60),
+        "tags": (rng.random((60, 4)) < 0.4).astype(np.float32),
+    }
+    logits = {
+        "kind": np.eye(4)[labels["kind"]][:, :3] + rng.normal(size=(60, 3)),
+        "stars": labels["stars"][:, None] + rng.normal(size=(60, 1)),
+        "tags": labels["tags"][:, :3] - 0.5 + rng.normal(size=(60, 3)),
+    }
+    tasks = [KIND, STARS, TAGS]
+    found = mtbert.evaluate(tasks, labels, logits, intervals=True)
+    names = {
+        "kind": ["accuracy", "macro_f1"],
+        "stars": ["pearson", "rmse"],
+        "tags": ["macro_f1", "micro_f1", "exact_match"],
+    }
+    for name, result in found.items():
+        assert list(result["intervals"]) == names[name]
+        for metric, (low, high) in result["intervals"].items():
+            assert low < result[metric] < high
+    order = rng.permutation(60)
+    for name in names:
+        labels[name] = labels[name][order]
+        logits[name] = logits[name][order]
+    again = mtbert.evaluate(tasks, labels, logits, intervals=True)
+    for name in ("kind", "tags", "stars"):
+        assert again[name]["intervals"] == found[name]["intervals"]
+    without = mtbert.evaluate(tasks, labels, logits)
+    assert not any("intervals" in result for result in without.values())
+
+
+def test_scores_of_the_rows_themselves_are_the_metrics():
+    rng = np.random.default_rng(0)
+    gold = rng.random((30, 4)) < 0.3
+    predicted = rng.random((30, 3)) < 0.3
+    once = np.ones((1, 30))
+    scores = metrics.label_scores(gold, metrics.with_unknown(predicted), once)
+    expected = metrics.multi_label_metrics(["x", "y", "z"], [1, 1, 1], gold, predicted)
+    for name, value in scores.items():
+        assert value == pytest.approx([expected[name]])
+
+
+@pytest.mark.filterwarnings("error")
+def test_where_rows_are_too_few_to_tell_there_is_no_interval():
+    one = np.array([1])
+    assert metrics.class_intervals(3, one, one) == {"accuracy": None, "macro_f1": None}
+    assert metrics.number_intervals(one, one + 1, 1.0) == {"pearson": None, "rmse": None}
+    nothing = np.zeros((2, 4), np.float32)
+    found = metrics.multi_label_intervals(nothing, np.zeros((2, 3), bool))
+    assert found == {"macro_f1": None, "micro_f1": None, "exact_match": None}
+    two = np.array([0, 1])
+    assert metrics.class_intervals(3, two, np.array([0, 0]))["accuracy"] == [0, 1]
+    assert metrics.number_intervals(two, two, 1.0) == {"pearson": None, "rmse": None}
+    constant = metrics.number_intervals(np.full(9, 0.3), np.linspace(0, 1, 9), 1.0)
+    assert constant["pearson"] is None and constant["rmse"] is not None
+    all_right = np.arange(50) % 3
+    assert metrics.class_intervals(3, all_right, all_right)["accuracy"] is None
+
+
+def test_a_kind_of_a_fork_need_not_have_intervals():
+    class Fork:
+        name = "kind"
+
+        def metrics(self, labels, logits):
+            return {"rows": len(labels)}
+
+    labels = {"kind": np.array([0, 1])}
+    found = mtbert.evaluate([Fork()], labels, {"kind": np.eye(2)}, intervals=True)
+    assert found == {"kind": {"rows": 2}}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -59,6 +59,32 @@ def test_tasks_with_the_same_metrics_share_a_table_and_a_forks_metric_has_its_ow
     ]
 
 
+def test_intervals_stand_behind_their_scores_and_what_does_not_fit_follows_below(
+    capsys, monkeypatch
+):
+    intervals = {"accuracy": [0.4, 0.6125], "macro_f1": None}
+    result = {"accuracy": 0.5, "macro_f1": 0.25, "ece": 0.125, "intervals": intervals}
+    without = {"accuracy": 1.0, "macro_f1": 1.0, "ece": 0.0}
+    tasks = [MOOD, replace(MOOD, name="other")]
+    scores = [
+        "given                accuracy  macro-F1",
+        "mood   0.500 (0.400 to 0.613)     0.250",
+        "other                   1.000     1.000",
+    ]
+    errors = ["given  calibration error", "mood               0.125", "other              0.000"]
+    explanation = "in brackets: 95 % intervals over rows"
+    monkeypatch.setenv("COLUMNS", "50")
+    report.print_metrics(tasks, {"mood": result, "other": without}, "given")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["", *scores, "", *errors, explanation]
+    monkeypatch.setenv("COLUMNS", "58")
+    report.print_metrics(tasks, {"mood": result, "other": without}, "given")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[1] == f"{scores[0]}  calibration error"
+    report.print_metrics(tasks, {"other": without}, "given")
+    assert explanation not in capsys.readouterr().out
+
+
 def test_classes_are_printed_where_they_are_asked_for(capsys):
     scores = {"precision": 0.5, "recall": 1.0, "f1": 2 / 3, "rows": 7}
     metrics = {"tags": {"macro_f1": 0.5, "per_class": {"1": scores}}}
@@ -144,7 +170,8 @@ def test_the_data_are_a_table_with_the_share_of_the_draws(capsys):
     draws = np.array([0.5, 0.5, 0.5, 2.5])
     notes = Notes({"id": "its name"}, ["something is odd"])
     rates = {"mood": 0.375, "stars": 0.625}
-    report.print_data(TWO, columns, rows, notes, (draws, rates))
+    num_learned = {"mood": 3, "stars": 1}
+    report.print_data(TWO, columns, rows, notes, (draws, rates, num_learned))
     out, err = capsys.readouterr()
     first, *table = out.splitlines()
     assert first.startswith("tasks: mood (2 classes), stars (a number); left out: 'id' (its name)")

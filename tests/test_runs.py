@@ -148,6 +148,38 @@ def test_a_killed_run_goes_on_from_its_last_snapshot(tmp_path):
     assert_same_end(resumed, train(tmp_path / "whole"))
 
 
+def snapshots_of(folder, monkeypatch, minutes, writing=0.0):
+    """Train with a clock that each step moves on -> the steps after which snapshots were written.
+
+    writing: the minutes that it takes to write a snapshot.
+    """
+    clock = [0.0]
+    written = []
+
+    def write(folder, progress, tensors):
+        written.append(progress["step"])
+        clock[0] += 60 * writing
+
+    def tick(run):
+        clock[0] += 60 * minutes
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.time, "monotonic", lambda: clock[0])
+        patch.setattr(runs, "save_snapshot", write)
+        train(folder, tick)
+    return written
+
+
+def test_snapshots_are_written_once_a_minute(tmp_path, monkeypatch):
+    assert snapshots_of(tmp_path / "a", monkeypatch, minutes=0.01) == []
+    assert snapshots_of(tmp_path / "b", monkeypatch, minutes=0.4) == [3, 5]  # and evaluations
+    assert snapshots_of(tmp_path / "c", monkeypatch, minutes=1.1) == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def test_where_writing_is_slow_snapshots_take_a_twentieth_of_the_time(tmp_path, monkeypatch):
+    assert snapshots_of(tmp_path / "a", monkeypatch, minutes=1.1, writing=0.1) == [1, 3, 4, 6]
+
+
 def test_the_seconds_of_all_steps_are_counted(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "a", stop_at(2))
@@ -211,7 +243,7 @@ def test_a_write_that_fails_at_any_point_loses_nothing(tmp_path, monkeypatch):
             for where, name in writing:
                 patch.setattr(where, name, failing(getattr(where, name)))
             try:
-                train(folder)
+                train(folder, save_every=STEPS)
                 break
             except (InputError, OSError) as error:
                 assert "No space left" in str(error)

@@ -77,7 +77,12 @@ def test_train_and_predict_on_a_part_of_the_sample_with_the_bundled_encoder(scri
     _, rows = read_data(["part.json"])
     test = mtbert.encode(model.tokenizer, rows["test"], model.tasks)
     logits = mtbert.compute_logits(model, test)
-    assert mtbert.evaluate(model.tasks, test.labels, logits) == metrics["test"]
+    tested = mtbert.evaluate(model.tasks, test.labels, logits, intervals=True)
+    assert tested == metrics["test"]
+    low, high = tested["category"]["intervals"]["accuracy"]
+    assert low <= tested["category"]["accuracy"] <= high
+    assert "intervals" not in metrics["validation"]["category"]
+    assert re.search(r"^category +0\.\d{3} \(0\.\d{3} to [01]\.\d{3}\) ", out, re.M)
     status, out, err = script("predict.py", "great movie", "the strings are too loud", "--json")
     assert status == 0 and err == "model: runs/shared-1\n"
     predictions = [json.loads(line)["predictions"] for line in out.splitlines()]
