@@ -78,10 +78,10 @@ OUTCOMES = {0: "as before", 1: "otherwise", 2: "refused"}
 # Checkpoints and run folders
 
 
-def import_modules():
+def import_modules(model_types=tuple(MODEL_FOR_MASKED_LM_MAPPING_NAMES)):
     """Once here, and not in each process."""
     huggingface.import_transformers()
-    for model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    for model_type in model_types:
         config_class = transformers.CONFIG_MAPPING[model_type]
         if config_class in transformers.MODEL_MAPPING:
             transformers.MODEL_MAPPING[config_class]  # imported only now

@@ -1,16 +1,16 @@
 """Kill training runs, fail their writes, damage their models, and count what is lost.
 
-python benchmarks/faults.py                # about 20 minutes on two cores
-python benchmarks/faults.py --kills 5 --damages 20
-python benchmarks/faults.py --kills 0 --configurations 1000 --seed 0     # about 10 minutes
+python benchmarks/faults.py                      # all parts
+python benchmarks/faults.py --kills 100          # one of them, with its number of tries
+python benchmarks/faults.py --damages 1000 --configurations 1000 --seed 1
 
-A run learns a task of each kind. It is a process of its own, forked off this one, which has
-imported everything and computed nothing. What is left of a run that was killed, or whose write
-failed, must go on to the same files, to the bit, as those of a run that nothing befell.
+Each part takes at most 15 minutes on two cores. tiny_runs.py has the runs, configurations.py the
+hostile configurations, together.py what happens where several work at once. What is left of a run
+that was killed, or whose write failed, must go on to the same files, to the bit, as those of a run
+that nothing befell. Nothing may end with a traceback, or take ten seconds more than usual.
 """
 
 import errno
-import importlib
 import json
 import os
 import resource
@@ -19,11 +19,10 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -34,291 +33,316 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import configurations
+import together
+from tiny_runs import (
+    FLAGS,
+    KINDS_OF_RUNS,
+    ends_as,
+    import_everything,
+    is_equal,
+    is_one_line,
+    read_result,
+    run_undisturbed,
+    start,
+    start_or_resume,
+    wait,
+    write_inputs,
+)
 
 import mtbert
 import train
+from support import runs
 from support.errors import InputError
 from support.script import Parser, number, run_script
 
-for module in ("transformers", "sklearn.metrics", "scipy.optimize", "matplotlib.figure"):
-    importlib.import_module(module)  # once, and not in each run
-
-FLAGS = ["--data", "../rows.json", "--epochs", "2", "--batch-size", "16", "--out", "run"]
+# The number of tries of each part, where the command line names none
+USUAL = {
+    "kills": 100,
+    "writes": 1000,
+    "damages": 1000,
+    "configurations": 1000,
+    "threads": 20,
+    "forks": 100,
+    "folders": 50,
+    "outputs": 50,
+    "processes": 6,
+}
 # Everything through which a run writes or deletes files
 WRITING_CALLS = (
     (os, "fsync"),
     (os, "replace"),
+    (os, "chmod"),
+    (os, "mkdir"),
+    (os, "unlink"),
     (torch, "save"),
     (safetensors.torch, "save_file"),
     (Path, "write_bytes"),
-    (Path, "unlink"),
+    (Path, "touch"),
+    (runs, "open_to_append"),
 )
 MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")
 TEXTS = ["great movie", "The score does all the feeling.", "no"]
 
 
-def write_data(path):
-    """An eighth of the sample, with a class, any number of labels, and a number for each text."""
-    sample = json.loads(train.SAMPLE.read_text("utf-8"))
-    content = {}
-    for split in ("train", "validation", "test"):
-        content[split] = []
-        for row in sample[split][::8]:
-            words = row["text"].lower().split()
-            values = {"text": row["text"], "sentiment": row["sentiment"]}
-            values["words"] = [word for word in ("the", "a", "and") if word in words]
-            values["length"] = len(row["text"]) / 10
-            content[split].append(values)
-    path.write_text(json.dumps(content), encoding="utf-8")
+def before_each_write(action):
+    """Let action(name) be called before each writing call of this process."""
 
-
-# --------------------------------------------------------------------------------------------------
-# Runs
-
-
-def start(folder, flags, fault=None):
-    """Fork a process that runs train.py in `folder`, after fault() -> its id."""
-    pid = os.fork()
-    if pid > 0:
-        return pid
-    try:
-        os.chdir(folder)
-        with open("output", "w") as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-        sys.argv = ["train.py", *flags]
-        if fault is not None:
-            fault()
-        run_script(train.main)
-        os._exit(0)
-    except SystemExit as stop:
-        sys.stdout.flush()
-        os._exit(stop.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        sys.stdout.flush()
-    os._exit(99)
-
-
-def start_or_resume(folder, flags):
-    if (folder / "run/config.json").exists():
-        flags = ["--resume", "run"]
-    return start(folder, flags)
-
-
-def finish(folder, flags):
-    """Let the run in `folder` come to its end. A finished one clears away what a kill left."""
-    _, status = os.waitpid(start_or_resume(folder, flags), 0)
-    if status != 0:
-        raise RuntimeError((folder / "output").read_text())
-
-
-def read_result(folder):
-    """All files of a finished run, but for the times in metrics.json."""
-    files = {path.name: path.read_bytes() for path in (folder / "run").iterdir()}
-    found = json.loads(files["metrics.json"])
-    del found["train_seconds"], found["examples_per_second"]
-    files["metrics.json"] = found
-    return files
-
-
-@dataclass
-class Undisturbed:
-    """A run that nothing befell, to compare with."""
-
-    folder: Path
-    seconds: float  # of its whole life
-    seconds_after_training: float  # of these, from its saved weights to its end
-    result: dict
-
-
-def run_undisturbed(folder, flags):
-    folder.mkdir()
-    begin = time.time()
-    finish(folder, flags)
-    end = time.time()
-    saved = (folder / "run/model.safetensors").stat().st_mtime
-    return Undisturbed(folder, end - begin, end - saved, read_result(folder))
-
-
-# --------------------------------------------------------------------------------------------------
-# Kills. Each moment is a function of the run's folder, the undisturbed run and a random generator;
-# it gives a function that says whether it has come.
-
-
-def at_any_time(run, undisturbed, rng):
-    end = time.time() + rng.uniform(0, undisturbed.seconds)
-    return lambda: time.time() > end
-
-
-def while_writing(run, undisturbed, rng):
-    """Soon after the run begins to write one of its next files."""
-    left = rng.randint(1, 5)
-    former = None
-
-    def is_there():
-        nonlocal left, former
-        writing = next((path.name for path in run.glob("*.partial")), None)
-        if writing is not None and writing != former:
-            left -= 1
-        former = writing
-        if left > 0:
-            return False
-        time.sleep(rng.uniform(0, 0.1))
-        return True
-
-    return is_there
-
-
-def after_training(run, undisturbed, rng):
-    """While the best epoch is saved and tested, and the results are written."""
-    begin = time.time()
-    delay = rng.uniform(0, undisturbed.seconds_after_training)
-
-    def is_there():
-        try:
-            saved = (run / "model.safetensors").stat().st_mtime
-        except FileNotFoundError:
-            return False
-        return saved > begin and time.time() > saved + delay
-
-    return is_there
-
-
-MOMENTS = {
-    "SIGKILL at any time": at_any_time,
-    "SIGKILL while a file is written": while_writing,
-    "SIGKILL between training and the end": after_training,
-}
-
-
-def kill_at(pid, moment_has_come):
-    """Kill a process at a moment -> whether that came before the process ended."""
-    while os.waitpid(pid, os.WNOHANG)[0] == 0:
-        if moment_has_come():
-            os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
-            return status == signal.SIGKILL
-        time.sleep(0.0005)
-    return False
-
-
-def kill_runs(parent, count, rng):
-    """Kill runs `count` times, each again and again -> {moment: [kills, runs lost]}, one run."""
-    table = {name: [0, 0] for name in MOMENTS}
-    whole = {}
-    num_kills = 0
-    num_runs = 0
-    bar = tqdm(total=count, desc="kills", disable=None)
-    while num_kills < count:
-        seed = num_runs % 3
-        flags = [*FLAGS, "--save-every", "5", "--seed", str(seed)]
-        if seed not in whole:
-            whole[seed] = run_undisturbed(parent / f"whole-{seed}", flags)
-        num_runs += 1
-        killed = parent / "killed"
-        killed.mkdir()
-        moments = []  # at which this run was killed
-        while not (killed / "run/metrics.json").exists() and num_kills < count:
-            name = list(MOMENTS)[num_kills % len(MOMENTS)]
-            pid = start_or_resume(killed, flags)
-            moment = MOMENTS[name](killed / "run", whole[seed], rng)
-            if not kill_at(pid, moment):
-                break
-            moments.append(name)
-            table[name][0] += 1
-            num_kills += 1
-            bar.update()
-        finish(killed, flags)
-        if not is_equal(read_result(killed), whole[seed].result):
-            for name in set(moments):
-                table[name][1] += 1
-        print(f"{num_kills} kills in {num_runs} runs", flush=True)
-        shutil.rmtree(killed)
-    bar.close()
-    return table, whole[0]
-
-
-def is_equal(files, expected):
-    """Whether both are the same files; says which are not."""
-    different = []
-    for name in sorted(files.keys() | expected.keys()):
-        if files.get(name) != expected.get(name):
-            different.append(name)
-    if different:
-        print(f"different: {', '.join(different)}", flush=True)
-    return not different
-
-
-# --------------------------------------------------------------------------------------------------
-# Writes that fail
-
-
-def fail_call(n):
-    """Let the n-th call that writes fail, as on a full disk."""
-    num_calls = 0
-
-    def failing(function):
+    def watched(name, function):
         def call(*arguments, **named):
-            nonlocal num_calls
-            num_calls += 1
-            if num_calls == n:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            action(name)
             return function(*arguments, **named)
 
         return call
 
-    for module, name in WRITING_CALLS:
-        setattr(module, name, failing(getattr(module, name)))
+    for place, name in WRITING_CALLS:
+        setattr(place, name, watched(name, getattr(place, name)))
+
+
+# --------------------------------------------------------------------------------------------------
+# Kills. A run is in a phase from the call of one of these functions until that of another one.
+
+PHASES = (
+    ("reading", train, "prepare"),
+    ("removal", runs, "remove"),
+    ("save", mtbert, "save"),
+    ("heads", train, "start_heads"),
+    ("steps", mtbert, "forward_backward"),
+    ("snapshot", runs, "save_snapshot"),
+    ("validation", mtbert, "compute_logits"),
+    ("calibration", mtbert, "calibrate"),
+    ("epoch end", runs.Run, "end_epoch"),
+    ("test", mtbert, "load"),
+    ("metrics", train, "write_test_predictions"),
+    ("picture", train, "draw"),
+)
+
+
+class Moment(NamedTuple):
+    """When a run is killed: in a visit of a phase, after a delay or before one of its writes."""
+
+    phase: str
+    visit: int  # from 1
+    delay: float | None  # seconds
+    write: int | None  # the number of the writing call of this visit, from 1
+
+
+class Watch:
+    """Follows the process that it is made in from phase to phase, and kills it at a moment."""
+
+    def __init__(self, moment=None):
+        self.moment = moment
+        self.visits = []  # [phase, when it began, how many writing calls it made]
+        self.has_come = False  # the moment's visit
+        for phase, place, name in PHASES:
+            setattr(place, name, self.watched(phase, getattr(place, name)))
+        before_each_write(self.write)
+
+    def watched(self, phase, function):
+        def call(*arguments, **named):
+            self.enter(phase)
+            return function(*arguments, **named)
+
+        return call
+
+    def enter(self, phase):
+        if self.has_come:  # the phase was shorter than usual: this is its end
+            die()
+        self.visits.append([phase, time.time(), 0])
+        if self.moment is None or phase != self.moment.phase:
+            return
+        number = sum(visit[0] == phase for visit in self.visits)
+        if number == self.moment.visit:
+            self.has_come = True
+            if self.moment.delay is not None:
+                # This signal, for which there is no handler, ends the process as SIGKILL does
+                signal.setitimer(signal.ITIMER_REAL, max(self.moment.delay, 1e-6))
+
+    def write(self, name):
+        if not self.visits:
+            return
+        self.visits[-1][2] += 1
+        if self.has_come and self.visits[-1][2] == self.moment.write:
+            die()
+
+    def end(self):
+        """To be called at the end: writes down what the phases took."""
+        self.enter("end")
+        visits = []
+        for visit, following in zip(self.visits, self.visits[1:], strict=False):
+            phase, begin, num_writes = visit
+            visits.append([phase, following[1] - begin, num_writes])
+        Path("visits.json").write_text(json.dumps(visits))
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watch(moment=None):
+    """Watch this process -> a function to be called at its end."""
+    global watching
+    watching = Watch(moment)
+
+
+def end_watch():
+    watching.end()
+
+
+def choose_moment(visits, phase, is_first, rng):
+    """A moment in a phase, of which an undisturbed run has these visits: (phase, seconds, writes).
+
+    With `is_first` in its first visit, since what goes on may have no other.
+    """
+    found = [visit for visit in visits if visit[0] == phase]
+    n = rng.randint(1, len(found))
+    _, seconds, num_writes = found[n - 1]
+    if is_first:
+        n = 1
+    if num_writes > 0 and rng.random() < 0.5:
+        return Moment(phase, n, None, rng.randint(1, num_writes))
+    return Moment(phase, n, rng.uniform(0, seconds), None)
+
+
+def kill_runs(parent, count, rng):
+    """Kill runs `count` times -> {phase: [kills, of these of a run that goes on, broken]}."""
+    wholes = []
+    visits_of = []
+    for n, flags in enumerate(KINDS_OF_RUNS.values()):
+        flags = [*FLAGS, *flags, "--seed", str(n)]
+        folder = parent / f"whole-{n}"
+        wholes.append(run_undisturbed(folder, flags, watch, end_watch))
+        visits_of.append(json.loads((folder / "visits.json").read_text()))
+    table = {phase: [0, 0, 0] for phase, _, _ in PHASES}
+    num_kills = 0
+    num_resumed = 0
+    num_runs = 0
+    folder = parent / "killed"
+    with tqdm(total=count, desc="kills", disable=None) as bar:
+        while num_kills < count:
+            kind = num_runs % len(wholes)
+            whole = wholes[kind]
+            num_runs += 1
+            folder.mkdir()
+            moments = []
+            for is_resumed in (False, True):
+                is_often_enough = is_resumed and 5 * num_resumed >= num_kills
+                if is_often_enough or num_kills == count:
+                    break
+                phases = sorted({visit[0] for visit in visits_of[kind]})
+                phase = min(phases, key=lambda phase: table[phase][0])
+                if is_resumed:
+                    phase = rng.choice(phases)
+                moment = choose_moment(visits_of[kind], phase, is_resumed, rng)
+                pid = start_or_resume(folder, whole.flags, partial(watch, moment))
+                status = wait(pid, whole.limit)
+                if status not in (-signal.SIGKILL, -signal.SIGALRM):
+                    break  # this phase did not come
+                moments.append(moment)
+                table[phase][0] += 1
+                table[phase][1] += is_resumed
+                num_kills += 1
+                num_resumed += is_resumed
+                bar.update()
+            if not ends_as(folder, whole):
+                print(f"broken: {list(KINDS_OF_RUNS)[kind]}, killed at {moments}", flush=True)
+                for moment in moments:
+                    table[moment.phase][2] += 1
+            shutil.rmtree(folder)
+            print(f"{num_kills} kills of {num_runs} runs", flush=True)
+    return table
+
+
+# --------------------------------------------------------------------------------------------------
+# Writes that fail. Each fault is a function that is called in the run's process.
+
+
+def fail_from(code, first, last):
+    """Let the writing calls from the first-th to the last-th fail."""
+    num_calls = 0
+
+    def fail(name):
+        nonlocal num_calls
+        num_calls += 1
+        if first <= num_calls <= last:
+            raise OSError(code, os.strerror(code))
+
+    before_each_write(fail)
+
+
+def fail_always(code, name):
+    """Let each call of that name fail, as on file systems that lack it."""
+
+    def fail(called):
+        if called == name:
+            raise OSError(code, os.strerror(code))
+
+    before_each_write(fail)
 
 
 def limit_file_size(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def is_lost(folder, flags, fault, expected):
-    """Whether a run is lost after fault(); None if the fault never came.
+def count_writes():
+    global num_writes
+    num_writes = 0
 
-    It is not lost if it ended with one line for the user, and goes on to the expected files. If
-    only its picture could not be drawn, it ends well.
+    def add(name):
+        global num_writes
+        num_writes += 1
+
+    before_each_write(add)
+
+
+def note_writes():
+    Path("writes.json").write_text(json.dumps(num_writes))
+
+
+def survives(folder, whole, fault, must_end_well=False):
+    """Whether a run survives a fault: it goes on to the files of an undisturbed one.
+
+    It may end with one line for the user; it may end well if only its picture could not be drawn.
     """
     folder.mkdir()
-    _, status = os.waitpid(start(folder, flags, fault), 0)
-    status = os.waitstatus_to_exitcode(status)
-    if status == 0 and (folder / "run/report.png").exists():
-        shutil.rmtree(folder)
-        return None
+    status = wait(start(folder, whole.flags, fault), whole.limit)
+    is_clear = status == 0 or (status == 2 and is_one_line(folder) and not must_end_well)
     output = (folder / "output").read_text()
-    is_clear = status == 0
-    if status == 2:
-        is_clear = output.splitlines()[-1].startswith("train.py: error: ")
-    finish(folder, flags)
-    survived = is_clear and is_equal(read_result(folder), expected)
-    if not survived:
-        print(f"{folder.name}: {output}", flush=True)
+    is_whole = is_clear and "Traceback" not in output
+    if is_whole and status == 0 and must_end_well:
+        is_whole = is_equal(read_result(folder), whole.result)
+    is_whole = ends_as(folder, whole) and is_whole
+    if not is_whole:
+        print(f"broken: {folder.name}, status {status}: {output}", flush=True)
     shutil.rmtree(folder)
-    return not survived
+    return is_whole
 
 
-def fail_writes(parent, flags, expected, rng):
-    """Fail each writing call in turn, then writes beyond random sizes -> {fault: [tried, lost]}."""
-    table = {"a writing call fails: no space left": [0, 0], "a limit of the file size": [0, 0]}
-    calls, limits = table.values()
-    with tqdm(desc="failed calls", disable=None) as bar:
-        while True:
-            n = calls[0] + 1
-            lost = is_lost(parent / f"call-{n}", flags, partial(fail_call, n), expected)
-            if lost is None:
-                break
-            calls[0] += 1
-            calls[1] += lost
-            bar.update()
-    for _ in tqdm(range(12), "limits", disable=None):
-        size = int(10 ** rng.uniform(4, 8.5))
-        lost = is_lost(parent / f"limit-{size}", flags, partial(limit_file_size, size), expected)
-        if lost is not None:
-            limits[0] += 1
-            limits[1] += lost
+def fail_writes(parent, count, rng):
+    """Try `count` faults at most -> {fault: [tried, broken]}."""
+    flags = [*FLAGS, *list(KINDS_OF_RUNS.values())[1], "--seed", "3"]
+    whole = run_undisturbed(parent / "written", flags, count_writes, note_writes)
+    num_calls = json.loads((parent / "written/writes.json").read_text())
+    faults = []
+    for n in range(1, num_calls + 1):
+        faults.append(("no space left for one write", partial(fail_from, errno.ENOSPC, n, n)))
+        read_only = partial(fail_from, errno.EROFS, n, num_calls + 100)
+        faults.append(("read-only from one write on", read_only))
+    for _ in range(12):
+        size = int(10 ** rng.uniform(2, 7.2))
+        faults.append(("a limit of the size of files", partial(limit_file_size, size)))
+    rng.shuffle(faults)
+    unsupported = []
+    for code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        unsupported.append(("fsync is not supported", partial(fail_always, code, "fsync")))
+    for code in (errno.EPERM, errno.ENOTSUP):
+        unsupported.append(("chmod is not permitted", partial(fail_always, code, "chmod")))
+    faults = [*unsupported, *faults][:count]
+    table = {}
+    for i, (name, fault) in enumerate(tqdm(faults, "writes", disable=None)):
+        entry = table.setdefault(name, [0, 0])
+        entry[0] += 1
+        must_end_well = i < len(unsupported)
+        entry[1] += not survives(parent / f"fault-{i}", whole, fault, must_end_well)
     return table
 
 
@@ -352,20 +376,25 @@ DAMAGES = {
 }
 
 
-def damage_models(parent, folder, other, count, rng):
-    """-> {damage: [tried, lost, refused]} over `count` damaged copies of the model in `folder`.
+def damage_models(parent, count, rng):
+    """-> {damage: [tried, broken, refused]} over `count` damaged copies of a model.
 
-    Lost is a model that predicts something else, or fails without a message for the user.
+    Broken is a model that predicts something else, or fails without a message for the user.
     """
+    folders = []
+    for n in range(2):
+        flags = [*FLAGS, *KINDS_OF_RUNS["texts"], "--seed", str(n)]
+        folders.append(run_undisturbed(parent / f"model-{n}", flags).folder / "run")
+    folder, other = folders
     expected = mtbert.predict(mtbert.load(folder), TEXTS)
     table = {name: [0, 0, 0] for name in DAMAGES}
     copy = parent / "copy"
     for i in tqdm(range(count), "damages", disable=None):
         name = list(DAMAGES)[i % len(DAMAGES)]
         path = copy / MODEL_FILES[i // len(DAMAGES) % len(MODEL_FILES)]
-        shutil.copytree(folder, copy, copy_function=os.link)
-        path.unlink()  # it is a link to the original
-        shutil.copy(folder / path.name, path)
+        copy.mkdir()
+        for file_name in MODEL_FILES:
+            shutil.copy(folder / file_name, copy)
         DAMAGES[name](path, other, rng)
         entry = table[name]
         entry[0] += 1
@@ -374,47 +403,79 @@ def damage_models(parent, folder, other, count, rng):
         except InputError:
             entry[2] += 1
         except Exception as error:
-            print(f"{name}, {path.name}: {error!r}", flush=True)
+            print(f"broken: {name}, {path.name}: {error!r}", flush=True)
             entry[1] += 1
         shutil.rmtree(copy)
     return table
 
 
-def print_table(kills, failures, damages):
-    print(f"\n{'fault':50}{'tried':>8}{'lost':>8}")
-    for name, (tried, lost) in (kills | failures).items():
-        print(f"{name:50}{tried:8}{lost:8}")
-    for name, (tried, lost, refused) in damages.items():
-        words = f"model: {name} ({refused} refused)"
-        print(f"{words:50}{tried:8}{lost:8}")
+# --------------------------------------------------------------------------------------------------
+# All parts
+
+
+def print_count(what, tried, broken):
+    print(f"{what:60}{tried:>8}{broken:>8}", flush=True)
+
+
+def print_kills(table):
+    for phase, (kills, resumed, broken) in table.items():
+        print_count(f"kill, {phase} ({resumed} of runs that go on)", kills, broken)
+    total = [sum(column) for column in zip(*table.values(), strict=True)]
+    print_count(f"kills in all ({total[1]} of runs that go on)", total[0], total[2])
+
+
+def print_pairs(table):
+    for what, (tried, broken) in table.items():
+        print_count(what, tried, broken)
+
+
+def print_damages(table):
+    for what, (tried, broken, refused) in table.items():
+        print_count(f"model: {what} ({refused} refused)", tried, broken)
+
+
+PARTS = {  # those that compute in this process are the last: what computes cannot be forked
+    "kills": (kill_runs, print_kills),
+    "writes": (fail_writes, print_pairs),
+    "threads": (together.share_models, print_pairs),
+    "forks": (together.fork_with_models, print_pairs),
+    "folders": (together.share_folders, print_pairs),
+    "outputs": (together.share_outputs, print_pairs),
+    "processes": (together.change_processes, print_pairs),
+    "configurations": (configurations.try_configurations, configurations.print_outcomes),
+    "damages": (damage_models, print_damages),
+}
 
 
 def main():
     parser = Parser(description="Kill runs, fail writes, damage models, and count what is lost.")
-    count = number(int, 0)
-    parser.add_argument("--kills", type=count, default=100, help="(default: %(default)s)")
-    parser.add_argument("--damages", type=count, default=1000, help="(default: %(default)s)")
-    parser.add_argument(
-        "--configurations", type=count, default=0, help="hostile ones (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    flag = parser.add_argument
+    tries = {"type": number(int, 0), "metavar": "N"}
+    flag("--kills", **tries, help="kills, a fifth of them of a run that goes on after one")
+    flag("--writes", **tries, help="runs of which a write fails, at most: each call in each way")
+    flag("--damages", **tries, help="damaged models")
+    flag("--configurations", **tries, help="hostile configurations")
+    flag("--threads", **tries, help="rounds of threads that share a model, and load models at once")
+    flag("--forks", **tries, help="processes forked from one that has a model")
+    flag("--folders", **tries, help="pairs of runs on one folder")
+    flag("--outputs", **tries, help="pairs of predictions into one file")
+    flag("--processes", **tries, help="runs that go on with another number of processes")
+    flag("--seed", type=int, default=0, help="(default: %(default)s)")
     args = parser.parse_args()
-    rng = Random(args.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        parent = Path(folder)
-        if args.configurations > 0:
-            table = configurations.try_configurations(parent, args.configurations, rng)
-            configurations.print_outcomes(table)
-        if args.kills == 0:
-            return
-        write_data(parent / "rows.json")
-        kills, whole = kill_runs(parent, args.kills, rng)
-        flags = [*FLAGS, "--seed", "3"]
-        other = run_undisturbed(parent / "other", flags)
-        failures = fail_writes(parent, flags, other.result, rng)
-        run = whole.folder / "run"
-        damages = damage_models(parent, run, other.folder / "run", args.damages, rng)
-    print_table(kills, failures, damages)
+    counts = {part: getattr(args, part) for part in PARTS}
+    if all(count is None for count in counts.values()):
+        counts = USUAL
+    import_everything()
+    for part, (attempt, print_table) in PARTS.items():
+        if not counts[part]:
+            continue
+        begin = time.time()
+        with tempfile.TemporaryDirectory() as folder:
+            write_inputs(Path(folder))
+            table = attempt(Path(folder), counts[part], Random(args.seed))
+        minutes = (time.time() - begin) / 60
+        print_count(f"\n{part}, {minutes:.1f} minutes, seed {args.seed}:", "tried", "broken")
+        print_table(table)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 python benchmarks/trials.py --data FOLDER --cells sst:fine:8 rest14:sentiment+category:5% \
     --settings "fit=--head-init fit" "random=--head-init random" --seeds 5
 
-A cell is SET:TASKS:SIZE[:EPOCHS]. SET names a folder of FOLDER with a train.jsonl. Of its rows, 300
+A cell is SET:TASKS:SIZE[:EPOCHS]. SET names a folder of FOLDER with a train.jsonl. Of its rows, 400
 are put aside to be scored (those of dev.jsonl where there is one). SIZE is how many of the others
 are learned from: 8 (of each class of the first task), 5% or all. One task is --variant single, more
 are shared. Seed, rows and order are the same for all settings. A result is a line of
@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-NUM_SCORED = 300
+NUM_SCORED = 400
 SCORES = ("accuracy", "macro_f1", "pearson")
 CHOICES = ("kept", "last", "mean of 3")
 
@@ -77,16 +77,15 @@ def make_files(data, cell, seed, folder):
     tasks = tasks.split("+")
     rng = np.random.default_rng(seed)
     rows = read_rows(data / name / "train.jsonl")
-    scored = []
-    if (data / name / "dev.jsonl").exists():
-        scored = read_rows(data / name / "dev.jsonl")
-    else:
-        order = np.random.default_rng(12345).permutation(len(rows))
-        scored = [rows[i] for i in order[:NUM_SCORED]]
+    has_dev = (data / name / "dev.jsonl").exists()
+    others = read_rows(data / name / "dev.jsonl") if has_dev else rows
+    order = np.random.default_rng(12345).permutation(len(others))
+    scored = [others[i] for i in order[:NUM_SCORED]]
+    if not has_dev:
         rows = [rows[i] for i in order[NUM_SCORED:]]
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.jsonl", draw(rows, size, tasks[0], rng))
-    write_rows(folder / "scored.jsonl", scored[:NUM_SCORED])
+    write_rows(folder / "scored.jsonl", scored)
 
 
 def run_job(job):

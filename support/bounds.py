@@ -37,6 +37,8 @@ class Sizes(NamedTuple):
 MIN_LARGEST = 2**16  # so large may any integer be: positions of long texts, ids of tokens
 MAX_BUFFERS = 2**24  # elements of what is in no file
 MAX_CALLS = 5000  # of modules, for one batch: the largest encoders need some two thousand
+MAX_BYTES = 2**23  # of a config.json; those of encoders have some hundred to a million
+MAX_WINDOW = 4096  # tokens that a short text may be padded to; Longformer's are 512
 # Taken where the header is not there yet: on the Hub, until a pickle there has been converted
 UNSEEN = Sizes(num_tensors=5000, largest=2**20, num_elements=2**33)
 
@@ -110,6 +112,28 @@ def read_shard_names(index):
                 "a pickle can run any code"
             )
     return names
+
+
+def check_length(name_or_folder):
+    """Raise ValueError where a folder's config.json is so long that to read it takes memory."""
+    path = Path(name_or_folder) / "config.json"
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"its config.json is longer than {MAX_BYTES} bytes")
+
+
+def check_windows(windows, num_positions):
+    """Raise ValueError for windows of attention, one or a list, that are longer than any text.
+
+    Each text, however short, is padded to a multiple of the window.
+    """
+    if not isinstance(windows, list):
+        windows = [windows]
+    most = min(num_positions, MAX_WINDOW)
+    for window in windows:
+        if isinstance(window, int) and window > most:
+            raise ValueError(
+                f"attention_window in its configuration is {window}; it can be at most {most}"
+            )
 
 
 def check_sizes(values, sizes):

@@ -25,7 +25,9 @@ from . import runs
 from .bounds import (
     NO_SAFETENSORS,
     bounded,
+    check_length,
     check_sizes,
+    check_windows,
     few_calls,
     find_file,
     read_sizes,
@@ -41,6 +43,8 @@ NATIVE_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "disti
 NATIVE_ACTIVATIONS = ("gelu", "gelu_new", "relu")
 # These count the positions of tokens from behind the padding id, as fairseq does.
 OFFSET_TYPES = ("roberta", "xlm-roberta", "camembert")
+# What an encoder may have for position_embedding_type
+POSITIONS = ("absolute", "relative_key", "relative_key_query", "rotary")
 # Our modules, and the modules of transformers' BERT whose weights they stack
 EMBEDDINGS = {
     "word_embeddings": ["embeddings.word_embeddings"],
@@ -237,6 +241,7 @@ def read_checkpoint(name_or_folder):
             if digest != DEFAULT_ENCODER_SHA256:
                 raise ValueError("these are not the published weights; install it again")
         transformers = import_transformers()
+        check_length(folder)
         raw, _ = transformers.PretrainedConfig.get_config_dict(folder)
         check_values(raw)  # before anything is downloaded
         sizes = read_sizes(folder)
@@ -598,6 +603,7 @@ class TransformersEncoder(nn.Module):
             pad_token_id=config.pad_token_id or 0,
             transformers=values,
         )
+        check_windows(values.get("attention_window"), self.config.max_length)
 
     @property
     def layers(self):
@@ -681,6 +687,13 @@ def check_values(values):
     for name in ("is_decoder", "is_encoder_decoder"):
         if values.get(name, getattr(usual, name, False)):
             raise ValueError(f"it is a {model_type} that decodes; supported are encoders")
+    # Whatever else is there, some modules take for no positions at all
+    positions = values.get("position_embedding_type")
+    if positions is not None and positions not in POSITIONS:
+        raise ValueError(
+            f"position_embedding_type in its configuration is {positions!r:.40}; "
+            f"known are {', '.join(POSITIONS)}"
+        )
     for name, value in values.items():
         if isinstance(value, dict) and "model_type" in value:
             raise ValueError(

@@ -101,6 +101,36 @@ def test_what_is_multiplied_is_bounded_too(change, message, albert, albert_run, 
         mtbert.load(tmp_path)
 
 
+def test_windows_are_no_longer_than_texts_and_positions_of_a_known_type(tmp_path):
+    """Each text would be padded to a window; positions of an unknown type would be left out."""
+    changes = [
+        ("longformer", {"attention_window": 8}, "attention_window", 30000, "at most 64"),
+        ("longformer", {"attention_window": 8}, "attention_window", [8, 66], "at most 64"),
+        ("esm", {"pad_token_id": 1}, "position_embedding_type", "/etc/passwd", "known are abs"),
+    ]
+    for number, (model_type, settings, name, value, message) in enumerate(changes):
+        checkpoint = tiny_checkpoint(tmp_path / f"checkpoint-{number}", model_type, **settings)
+        run = tmp_path / f"run-{number}"
+        run.mkdir()
+        mtbert.save(tiny_model(checkpoint, TWO), run)
+
+        content = json.loads((checkpoint / "config.json").read_text())
+        (checkpoint / "config.json").write_text(json.dumps(content | {name: value}))
+        check_refused(mtbert.load_encoder, checkpoint, message)
+
+        config = runs.read_record(run / "config.json")
+        config["encoder"]["transformers"][name] = value
+        runs.write_record(run / "config.json", config)
+        check_refused(mtbert.load, run, message)
+
+
+def test_a_long_configuration_is_refused_before_it_is_read(albert, tmp_path):
+    content = json.loads((copy(albert, tmp_path) / "config.json").read_text())
+    content["layer_types"] = ["sliding_attention"] * 10**6
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    check_refused(mtbert.load_encoder, tmp_path, "config.json is longer than 8388608 bytes")
+
+
 def test_native_encoders_are_bounded_as_the_others(tiny, tmp_path):
     content = json.loads((copy(tiny, tmp_path) / "config.json").read_text())
     for name in ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings"):

@@ -265,10 +265,10 @@ def test_what_is_probably_a_mistake_in_the_rows_is_said_once(script, tiny):
 def test_a_run_fits_one_screen_and_marks_wrong_predictions(script, tiny, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     rows = []
-    for i in range(60):
+    for i in range(80):
         text = f"film {i} " + "so " * (i % 30)
         rows.append({"text": text, "liked": "yn"[i % 2], "kind": i % 3})
-    splits = {"train": rows[:40], "validation": rows[40:50], "test": rows[50:]}
+    splits = {"train": rows[:40], "validation": rows[40:70], "test": rows[70:]}
     Path("rows.json").write_text(json.dumps(splits))
     flags = ["--data", "rows.json", "--encoder", tiny, "--epochs", "3", "--out", "run"]
     status, out, _ = script("train.py", *flags)
