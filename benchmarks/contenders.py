@@ -7,6 +7,7 @@ results.
 
 import copy
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # Trainer would take all GPUs that it sees
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as mtbert's scripts set it, here for all
+os.environ.setdefault("NNCF_CI", "1")  # nncf would send statistics of its use
 
 import numpy as np
 import torch
@@ -29,8 +31,10 @@ import mtbert
 import train
 from support import cpu, huggingface, processes
 from support.columns import Row, read_data
+from support.errors import InputError
 
 BATCH = 32
+CALIBRATION_ROWS = 300  # at most, for the scales of static int8
 SECOND = mtbert.Classification("second", [0, 1], [1, 1], {"0": "0", "1": "1"})
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -52,13 +56,19 @@ class Start:
         self.has_int8 = self.on_cpu and cpu.has_int8()
 
     def read(self, data, val, test, tasks, train_rows, predict_rows):
-        """Read files -> none; sets `task`, `splits`, `rows` to train on and `texts` to predict."""
+        """Read files -> none; sets `task`, `splits`, and which rows serve what.
+
+        `rows` are trained on and `texts` predicted. Scales are fitted to `calibration`: validation
+        rows that are not among the texts.
+        """
         columns, self.splits = read_data(data, val, test, tasks)
         self.task = train.make_tasks(columns)[0]
         rng = np.random.default_rng(0)
         order = rng.permutation(len(self.splits["train"]))
         self.rows = [self.splits["train"][i] for i in order[:train_rows]]
-        every = self.splits["train"] + self.splits["validation"] + self.splits["test"]
+        self.calibration = draw_calibration(self.splits["validation"])
+        others = not_among(self.splits["validation"], self.calibration)
+        every = self.splits["train"] + others + self.splits["test"]
         order = rng.permutation(len(every))
         self.texts = [Row("", every[i].text, None, {}) for i in order[:predict_rows]]
 
@@ -85,6 +95,18 @@ class Start:
         """Of a forward pass through the layers: two for each of their parameters and tokens."""
         num_tokens = mtbert.encode(self.tokenizer, rows).lengths.sum()
         return 2 * int(num_tokens) * self.num_parameters
+
+
+def not_among(rows, others):
+    """The rows whose text is none of the others'."""
+    texts = {row.text for row in others}
+    return [row for row in rows if row.text not in texts]
+
+
+def draw_calibration(rows):
+    """At most CALIBRATION_ROWS of the rows, drawn at random; the same ones in each call."""
+    order = np.random.default_rng(0).permutation(len(rows))
+    return [rows[i] for i in order[:CALIBRATION_ROWS]]
 
 
 def dtype_name(dtype):
@@ -398,27 +420,65 @@ def predict_with_onnxruntime(model, folder):
     return functions
 
 
-def predict_with_openvino(model, folder):
-    """OpenVINO in float32, and in what it takes by default: bfloat16 where the CPU has it."""
+def predict_with_openvino(model, folder, calibration):
+    """OpenVINO in float32, by default (bfloat16 where the CPU has it), and in static int8.
+
+    What static int8 leaves in floating point is in the default dtype.
+    """
     import openvino
 
-    hints = {"by default": {}, "float32": {"INFERENCE_PRECISION_HINT": "f32"}}
+    exact = openvino.Core().read_model(f"{folder}/model.onnx")
+    ways = {
+        "by default": (exact, {}),
+        "float32": (exact, {"INFERENCE_PRECISION_HINT": "f32"}),
+        "static int8": (quantize_static(model, exact, calibration), {}),
+    }
     functions = {}
-    for words, settings in hints.items():
+    for words, (graph, settings) in ways.items():
         settings["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
-        compiled = openvino.Core().compile_model(f"{folder}/model.onnx", "CPU", settings)
+        compiled = openvino.Core().compile_model(graph, "CPU", settings)
         dtype = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         dtype = {"bf16": "bfloat16", "f32": "float32"}.get(dtype, dtype)
+        if words == "static int8":
+            dtype = "int8"
         infer = compiled.create_infer_request().infer
         functions[f"OpenVINO, {words}"] = (dtype, partial(predict_by_length, model, infer))
     return functions
 
 
-def predict_with_engines(model):
-    """ONNX Runtime and OpenVINO, of an MTBert's first task. Both are for CPUs."""
+def quantize_static(model, graph, calibration):
+    """OpenVINO's `graph` of an MTBert in int8, whose scales are fitted to the calibration rows.
+
+    nncf does it as its documentation says for transformers. A row is a batch of its own, so that no
+    scale is fitted to padding.
+    """
+    import nncf
+
+    if not calibration:
+        raise InputError("--val has no row to calibrate int8 on that is not measured")
+    nncf.set_log_level(logging.ERROR)
+    data = mtbert.encode(model.tokenizer, calibration, max_length=model.max_length)
+    inputs = []
+    for number in range(len(data)):
+        batch = mtbert.collate(data, np.array([number]), model.encoder.config, "cpu")
+        inputs.append({name: batch[name].long().numpy() for name in NAMES})
+    return nncf.quantize(
+        graph,
+        nncf.Dataset(inputs),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(inputs),
+    )
+
+
+def predict_with_engines(model, calibration):
+    """ONNX Runtime and OpenVINO, of an MTBert's first task. Both are for CPUs.
+
+    calibration: the rows that the scales of static int8 are fitted to.
+    """
     folder = tempfile.mkdtemp()
     export_onnx(model, f"{folder}/model.onnx")
-    return predict_with_onnxruntime(model, folder) | predict_with_openvino(model, folder)
+    functions = predict_with_onnxruntime(model, folder)
+    return functions | predict_with_openvino(model, folder, calibration)
 
 
 def predict_with_mtbert(model, dtype, device="cpu", compiled=False):

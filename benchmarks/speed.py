@@ -4,7 +4,7 @@ pip install -r benchmarks/requirements.txt
 python benchmarks/speed.py --data train.jsonl --val dev.jsonl --test test.jsonl --tasks sentiment
 python benchmarks/speed.py ... --parts train predict compile --device cuda --shape base
 python benchmarks/speed.py ... --parts learn       # test accuracy, and seconds until 68 % are right
-python benchmarks/speed.py --parts agree --model runs/sst runs/trec --test sst.jsonl trec.jsonl
+python benchmarks/speed.py --parts agree --model RUN ... --val FILE ... --test FILE ...
 python benchmarks/speed.py ... --against ../former # this checkout beside another one
 
 The contenders (contenders.py) alternate in one process, with the same weights and rows, in batches
@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from contextlib import redirect_stdout
 from functools import partial
@@ -172,7 +173,7 @@ def part_predict(start, args):
         predictions |= contenders.predict_with_pipeline(start, dtype)
         predictions |= contenders.predict_with_sentence_transformers(start, model, dtype)
     if start.on_cpu:
-        predictions |= contenders.predict_with_engines(model)
+        predictions |= contenders.predict_with_engines(model, start.calibration)
     if start.has_int8:
         dtypes.append("int8")
     for dtype in dtypes:
@@ -290,14 +291,18 @@ def part_learn(start, args):
 
 
 def part_agree(start, args):
-    """How many labels of each model are as in float32, and how many are right."""
+    """How many labels of each model are as in float32, and how many are right.
+
+    -> {model: {task: {contender: its entry}}}
+    """
     result = {}
+    groups = {}  # (test files, task) -> {contender: [an entry of each model]}
     for i, folder in enumerate(args.model):
-        files = args.test
-        if len(args.test) == len(args.model):
-            files = [args.test[i]]
+        files = files_of_model(args.test, i, args)
         model = mtbert.load(folder, "cpu", trainable=True)
         rows = read_labelled(model, files)
+        others = read_labelled(model, files_of_model(args.val, i, args))
+        calibration = contenders.draw_calibration(contenders.not_among(others, rows))
         functions = {
             "mtbert, float32": contenders.predict_with_mtbert(model, "float32"),
             "mtbert, bfloat16": contenders.predict_with_mtbert(model, "bfloat16"),
@@ -305,16 +310,66 @@ def part_agree(start, args):
         if cpu.has_int8():
             functions["mtbert, int8"] = contenders.predict_with_mtbert(model, "int8")
         if model.pooling == "mean" and isinstance(model.encoder, mtbert.Encoder):
-            for name, (_, function) in contenders.predict_with_engines(model).items():
+            engines = contenders.predict_with_engines(model, calibration)
+            for name, (_, function) in engines.items():
                 functions[name] = function
-        logits = {name: function(rows) for name, function in functions.items()}
+        logits = {}
+        seconds = {}
+        for name, function in functions.items():
+            function(rows)  # it pays for the kernels of each shape
+            begin = time.perf_counter()
+            logits[name] = function(rows)
+            seconds[name] = time.perf_counter() - begin
         result[folder] = {}
         for task in model.tasks:
             result[folder][task.name] = agreement(task, rows, logits)
             for name, entry in result[folder][task.name].items():
+                entry["rows_a_second"] = len(rows) / seconds[name]
                 same = f"{entry['same_as_float32']:9.2%} of {entry['rows']} labels as in float32"
                 print(f"{folder}  {task.name:16}{name:28}{same}, accuracy {entry['accuracy']:.2%}")
+                group = groups.setdefault((" ".join(files), task.name), {})
+                group.setdefault(name, []).append(entry)
+    print_agreement(groups)
     return result
+
+
+def files_of_model(files, i, args):
+    """Of as many files as there are models the one of the i-th, else all of them."""
+    if len(files) == len(args.model):
+        return [files[i]]
+    return files
+
+
+def print_agreement(groups):
+    """A Markdown table of {(files, task): {contender: [an entry of each model]}}.
+
+    Numbers are means over models; in brackets is the least.
+    """
+    titles = []
+    names = {}  # of all contenders, in order
+    for (files, task), entries_of in groups.items():
+        num_models = len(entries_of["mtbert, float32"])
+        titles.append(f"{files}, {num_models} models: rows a second")
+        titles += [f"{task}: labels as in float32, %", "accuracy, %"]
+        names |= dict.fromkeys(entries_of)
+    print(f"\n| | {' | '.join(titles)} |")
+    print(f"|---|{'---|' * len(titles)}")
+    for name in names:
+        cells = []
+        for entries_of in groups.values():
+            entries = entries_of.get(name)
+            if entries is None:  # the engines have the first task alone
+                cells += ["-"] * 3
+                continue
+            cells.append(mean_and_least(entries, "rows_a_second"))
+            cells.append(mean_and_least(entries, "same_as_float32", 100))
+            cells.append(mean_and_least(entries, "accuracy", 100))
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def mean_and_least(entries, key, factor=1):
+    values = [factor * entry[key] for entry in entries]
+    return f"{np.mean(values):.2f} ({min(values):.2f})"
 
 
 def read_labelled(model, files):
@@ -452,7 +507,11 @@ def parse_args():
     files = {"nargs": "+", "metavar": "FILE", "default": []}
     count = number(int, 1)
     flag("--data", **files, help="training rows, for all parts but agree")
-    flag("--val", **files, help="validation rows; empty: a tenth of --data")
+    val_help = (
+        "validation rows; empty: a tenth of --data; of agree, as --test, the rows that static "
+    )
+    val_help += "int8 is calibrated on: some that were not measured, such as training rows"
+    flag("--val", **files, help=val_help)
     flag("--test", **files, help="test rows; of agree a file for each model, or files for all")
     flag("--tasks", nargs=1, default=["sentiment"], metavar="NAME", help="the column to learn")
     flag("--parts", nargs="+", choices=PARTS, default=list(TABLES), help="what is measured")
@@ -469,8 +528,9 @@ def parse_args():
     flag("--reach", type=float, default=0.68, help="of learn: the validation accuracy to reach")
     flag("--out", type=Path, default=Path("runs/speed"), metavar="FOLDER", help="of the results")
     args = parser.parse_args()
-    if args.against is None and "agree" in args.parts and not (args.model and args.test):
-        parser.error("agree takes --model and --test")
+    agrees = args.against is None and "agree" in args.parts
+    if agrees and not (args.model and args.test and args.val):
+        parser.error("agree takes --model, --test and --val")
     if (args.against is not None or set(args.parts) != {"agree"}) and not args.data:
         parser.error("all parts but agree take --data")
     return args

@@ -55,6 +55,8 @@ def draw(folder, path, metrics):
     Curves and rows are drawn for the first MOST_TASKS tasks.
     """
     matplotlib = import_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     log = read_log(folder)
     curves = [(draw_losses, log), (draw_scores, log)]
     grid = [curves]
@@ -62,14 +64,16 @@ def draw(folder, path, metrics):
         grid = beside(curves, [panels_of(tested) for tested in read_tested(folder, metrics)])
 
     num_tasks = len(log.steps[0]["loss"])
-    plain_text = {"text.parse_math": False, "text.usetex": False}  # a label may have a "$"
-    with warnings.catch_warnings(), matplotlib.rc_context(plain_text):
+    settings = {"text.parse_math": False, "text.usetex": False}  # a label may have a "$"
+    settings["axes.titley"] = 1.0  # else each drawing measures all ticks to find a title's place
+    with warnings.catch_warnings(), matplotlib.rc_context(settings):
         warnings.simplefilter("ignore")  # of characters that the font lacks; they become boxes
-        figure = matplotlib.figure.Figure(layout="constrained")
+        figure = matplotlib.figure.Figure(layout="constrained", dpi=110)
         if num_tasks > MOST_TASKS:
             figure.suptitle(f"the first {MOST_TASKS} of {num_tasks} tasks")
         draw_grid(figure, grid)
-        figure.savefig(path, dpi=110, format="png", backend="agg")
+        # savefig would draw twice, the first time to give the panels their places.
+        FigureCanvasAgg(figure).print_png(path)
 
 
 def import_matplotlib():

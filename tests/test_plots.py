@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from support import metrics, plots
@@ -164,6 +165,20 @@ def test_of_many_tasks_the_first_are_drawn_and_the_picture_says_so(tmp_path, dra
     shown = {title.partition(",")[0] for title in titles(figure) if "test:" in title}
     assert shown == set(names[:12]) and len(figure.axes[0].get_legend().get_texts()) == 12
     assert figure.get_suptitle() == "the first 12 of 15 tasks"
+
+
+def test_each_panel_is_drawn_once(tmp_path, monkeypatch):
+    results = write_run(tmp_path, {"mood": ["bad", "good"]})
+    drawings = []
+    draw_axes = Axes.draw
+
+    def count(axes, renderer):
+        drawings.append(axes.get_title())
+        draw_axes(axes, renderer)
+
+    monkeypatch.setattr(Axes, "draw", count)
+    plots.draw(tmp_path, tmp_path / "a.png", results)
+    assert len(drawings) == len(set(drawings)) == 4
 
 
 # --------------------------------------------------------------------------------------------------
