@@ -245,6 +245,7 @@ def test_patience_ends_a_resumed_run_after_the_same_epoch(tiny, tmp_path, monkey
     def killed(run):
         end_epoch(run)
         if run.epoch == 6:
+            run.save()  # as if a minute had passed
             raise KeyboardInterrupt
 
     monkeypatch.setattr(runs.Run, "end_epoch", killed)
