@@ -188,9 +188,13 @@ def print_heads(folder, heads, dropped=()):
 
 def print_fitted_heads(fitted):
     """Say which heads start from a linear fit, {task: rows it was fitted to}."""
-    if fitted:
-        words = [f"{printable(name)} ({count:,} rows)" for name, count in fitted.items()]
-        print(f"heads start as linear fits to the encoder's states: {', '.join(words)}")
+    if not fitted:
+        return
+    words = [f"{printable(name)} ({count:,} rows)" for name, count in fitted.items()]
+    which = ", ".join(words)
+    if len(words) > 3:
+        which = f"{len(words)} tasks"
+    print(f"heads start as linear fits to the encoder's states: {which}")
 
 
 def print_judges(tasks, judges, least):
