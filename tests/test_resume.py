@@ -95,7 +95,7 @@ def write_rows():
 
 def start(tiny):
     flags = ["--data", "rows.json", "--epochs", "2", "--batch-size", "8", "--out", "run"]
-    train.main(["--encoder", str(tiny), *flags])
+    train.main(["--encoder", str(tiny), *flags, "--save-every", "3"])
 
 
 def contents(folder):
@@ -179,6 +179,16 @@ def test_a_run_of_each_kind_of_task_that_is_killed_before_a_file_is_finished_wit
         assert left.isdisjoint(set(FILES[FILES.index(name) :]) - {"config.json"})
     train.main(["--resume", "run"])
     assert contents("run") == whole
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.json"])
+def test_a_run_that_is_killed_in_its_first_minute_begins_again(name, killed, tmp_path, monkeypatch):
+    """It has no snapshot then, whatever files it has finished."""
+    go_to_copy(killed / name, tmp_path, monkeypatch)
+    for path in Path("run").glob("snapshot*"):
+        path.unlink()
+    train.main(["--resume", "run"])
+    assert contents("run") == contents(killed / "whole/run")
 
 
 def test_a_run_on_a_full_disk_names_the_file_and_goes_on(killed, tmp_path, monkeypatch, capsys):
