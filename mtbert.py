@@ -666,7 +666,7 @@ def soft_labels(task, rows):
 
 
 def select(data, rows):
-    """The Dataset of the rows with these numbers, in this order."""
+    """The Dataset of the rows with these numbers, in this order, with their hard labels alone."""
     input_ids = []
     token_type_ids = []
     for start, end in zip(data.offsets[rows], data.offsets[rows + 1], strict=True):
@@ -998,14 +998,14 @@ def fit_heads(model, data, names, seed, balanced=False):
     changes the encoder less than where heads start at random (Kumar et al. 2022, arXiv:2202.10054).
     -> {task: rows it was fitted to}, without the tasks whose kind has no such fit.
     """
+    if not names:
+        return {}
     order = np.random.default_rng(seed).permutation(len(data))
     rows_of = {}
     for name in names:
         labelled = is_labelled(data.labels[name])[order]
         rows_of[name] = np.sort(order[labelled][:FIT_ROWS])
-    rows = np.unique(np.concatenate([*rows_of.values(), np.zeros(0, int)]))
-    if len(rows) == 0:
-        return {}
+    rows = np.unique(np.concatenate(list(rows_of.values())))
     states = embed_encoded(model, select(data, rows)).astype(np.float64)
     fitted = {}
     for task in model.tasks:
@@ -1236,8 +1236,8 @@ def train(model, data, args, folder):
 
     -> the runs.Run. Its `best` is the state dict of the epoch that is best on data["validation"],
     by the mean of the selection score over the tasks that judge (`tasks_that_judge`), or of the
-    last epoch where none does; `state` has its metrics. Raises Diverged when a
-    loss is not finite, KeyboardInterrupt(exit status, what to do) when a signal stops it.
+    last epoch where none does; `state` has its metrics. Raises Diverged when a loss is not finite,
+    KeyboardInterrupt(exit status, what to do) when a signal stops it.
     """
     from transformers import get_linear_schedule_with_warmup
 

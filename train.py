@@ -280,12 +280,20 @@ def check_data(args, digests, saved):
         paths = getattr(args, name)
         current = [digests[path] for path in paths]
         former = [saved["data_sha256"][path] for path in saved["flags"][name]]
-        if len(current) != len(former):
-            raise InputError(f"--{name} named {len(former)} files when the run began; name them")
-        for path, digest, former_digest in zip(paths, current, former, strict=True):
-            if digest != former_digest:
-                began = f"since the run in {args.resume} began"
-                raise InputError(f"{path} has changed {began}, or is another file")
+        check_same(args, name, "file", paths, current, former)
+
+
+def check_same(args, flag, what, paths, digests, former):
+    """Raise InputError where the SHA-256s differ from those `former` of the run to resume.
+
+    paths: what messages say of each, which stands for a `what`: a file or a run.
+    """
+    if len(digests) != len(former):
+        raise InputError(f"--{flag} named {len(former)} {what}s when the run began; name them")
+    for path, digest, former_digest in zip(paths, digests, former, strict=True):
+        if digest != former_digest:
+            began = f"since the run in {args.resume} began"
+            raise InputError(f"{path} has changed {began}, or is another {what}")
 
 
 def check_teachers(args, saved):
@@ -301,13 +309,9 @@ def check_teachers(args, saved):
         except InputError as error:
             raise InputError(f"--teachers {error}") from None
     if saved:
+        paths = [f"--teachers {folder}" for folder in args.teachers]
         former = saved.get("teachers_sha256", [])
-        if len(digests) != len(former):
-            raise InputError(f"--teachers named {len(former)} runs when the run began; name them")
-        for folder, digest, former_digest in zip(args.teachers, digests, former, strict=True):
-            if digest != former_digest:
-                began = f"since the run in {args.resume} began"
-                raise InputError(f"--teachers {folder} has changed {began}, or is another run")
+        check_same(args, "teachers", "run", paths, digests, former)
     return digests
 
 

@@ -27,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.arms import write_rows
 from support.errors import InputError, input_errors
 from support.huggingface import DEFAULT_ENCODER, find_encoder
 from support.script import Parser, number, run_script
@@ -192,12 +193,6 @@ def with_columns(row, *tasks):
         if task in row:
             kept[task] = row[task]
     return kept
-
-
-def write_rows(path, rows):
-    with open(path, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,16 +1,12 @@
-"""Logistic regression on what the frozen encoder says: one of the methods of fewshot.py.
+"""Logistic regression on what the frozen encoder says: one of the methods of fewshot.py."""
 
-Prints, last, a line of JSON: the file with a label for each test row, and the seconds of training.
-"""
-
-import argparse
-import json
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from arms import make_parser, read_columns, write_result
 from sklearn.linear_model import LogisticRegression
 
 import mtbert
@@ -25,24 +21,8 @@ def load_frozen():
     return mtbert.MTBert(encoder, [], tokenizer, pooling="mean")
 
 
-def read_columns(path, task):
-    """The texts of a file, and their labels of this task."""
-    texts = []
-    labels = []
-    for line in path.read_text("utf-8").splitlines():
-        row = json.loads(line)
-        texts.append(row["text"])
-        labels.append(row[task])
-    return texts, labels
-
-
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = make_parser().parse_args()
     texts, labels = read_columns(args.data, args.task)
     test_texts, _ = read_columns(args.test, args.task)
     model = load_frozen()
@@ -53,8 +33,7 @@ def main():
     seconds = time.perf_counter() - start
 
     predictions = head.predict(mtbert.embed(model, test_texts)).tolist()
-    args.out.write_text(json.dumps(predictions), encoding="utf-8")
-    print(json.dumps({"predictions": str(args.out), "train_seconds": seconds}))
+    write_result(args.out, predictions, seconds)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.arms import write_rows
+
 NUM_SCORED = 400
 SCORES = ("accuracy", "macro_f1", "pearson")
 CHOICES = ("kept", "last", "mean of 3")
@@ -36,7 +38,7 @@ def parse_args():
     flag("--data", type=Path, metavar="FOLDER", help="with a folder for each set")
     flag("--cells", nargs="+", default=[], metavar="SET:TASKS:SIZE[:EPOCHS]")
     flag("--settings", nargs="+", default=[], metavar="NAME=FLAGS", help="the first is the base")
-    flag("--seeds", type=int, default=5, metavar="N")
+    flag("--seeds", type=int, default=5, metavar="N", help="two or more (default: 5)")
     flag("--jobs", type=int, default=2, metavar="N", help="runs beside each other, a thread each")
     flag("--out", type=Path, default=Path("runs/trials"), metavar="FOLDER")
     flag("--job", help=argparse.SUPPRESS)
@@ -46,12 +48,6 @@ def parse_args():
 def read_rows(path):
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-def write_rows(path, rows):
-    with open(path, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
 
 
 def draw(rows, size, task, rng):
@@ -205,6 +201,8 @@ def scores_of(results, cell, setting, choice):
 
 def print_table(args, results):
     """Scores by cell, setting and choice, and the difference from the first setting's."""
+    from benchmarks.compare import mean_and_spread
+
     base = args.settings[0].partition("=")[0]
     print("| rows | score | setting | kept | last | mean of 3 | kept - base | mean of 3 - kept |")
     print("|---|---|---|---|---|---|---|---|")
@@ -217,28 +215,21 @@ def print_table(args, results):
                 words = [cell, score, name]
                 for choice in CHOICES:
                     values = list(by_choice[choice][score].values())
-                    words.append(describe(values))
+                    words.append(mean_and_spread(values))
                 words.append(difference(kept, base_scores.get(score, {})))
                 words.append(difference(by_choice["mean of 3"][score], kept))
                 print(f"| {' | '.join(words)} |")
 
 
-def describe(values):
-    spread = np.std(values, ddof=1) if len(values) > 1 else np.nan
-    return f"{np.mean(values):.1f} ± {spread:.1f}"
-
-
 def difference(first, second):
     """The mean of the differences, paired by seed, and its 95 % interval."""
-    from scipy import stats
+    from benchmarks.compare import paired_difference
 
     seeds = sorted(set(first) & set(second))
-    values = [first[seed] - second[seed] for seed in seeds]
-    if len(values) < 2:
+    if len(seeds) < 2:
         return "-"
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    mean = np.mean(values)
-    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+    found = paired_difference([first[seed] for seed in seeds], [second[seed] for seed in seeds])
+    return f"{found['mean']:+.1f} ({found['low']:+.1f} to {found['high']:+.1f})"
 
 
 def main():
