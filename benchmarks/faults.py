@@ -328,7 +328,7 @@ def fail_writes(parent, count, rng):
         read_only = partial(fail_from, errno.EROFS, n, num_calls + 100)
         faults.append(("read-only from one write on", read_only))
     for _ in range(12):
-        size = int(10 ** rng.uniform(2, 7.2))
+        size = int(10 ** rng.uniform(4.3, 7.2))  # more than the run prints, and says at last
         faults.append(("a limit of the size of files", partial(limit_file_size, size)))
     rng.shuffle(faults)
     unsupported = []

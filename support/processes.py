@@ -93,7 +93,7 @@ def join_processes(device):
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=processes)
     if not is_first():
-        discard_stdout()
+        discard(sys.stdout)
     return device
 
 
@@ -106,10 +106,10 @@ def leave_processes():
         dist.destroy_process_group()
 
 
-def discard_stdout():
-    """Let everything that is printed on standard output from now on go nowhere."""
+def discard(stream):
+    """Let everything that is printed on a standard stream from now on go nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from .errors import InputError, printable
 from .processes import (
-    discard_stdout,
+    discard,
     has_joined,
     is_first,
     is_half_launched,
@@ -42,12 +42,15 @@ def number(kind, low, high=sys.float_info.max):
 
 
 def say(message):
-    """Print a line on standard error, once on each machine."""
+    """Print a line on standard error, once on each machine; nowhere if that cannot be written."""
     launch = launched()
     if launch.local_rank > 0:
         return
     where = f"rank {launch.rank}: " if launch.rank > 0 else ""
-    print(f"{Path(sys.argv[0]).name}: {where}{message}", file=sys.stderr)
+    try:
+        print(f"{Path(sys.argv[0]).name}: {where}{message}", file=sys.stderr)
+    except OSError:
+        discard(sys.stderr)  # at exit it would fail again
 
 
 def note(message):
@@ -101,11 +104,11 @@ def run_script(main):
         leave_processes()
         sys.exit(status)
     except BrokenPipeError:
-        discard_stdout()
+        discard(sys.stdout)
         sys.exit(141)
     except OSError as error:
         if error.filename is None:  # standard output cannot be written; at exit it would fail again
-            discard_stdout()
+            discard(sys.stdout)
             fail(error.strerror or str(error))
         fail(f"{error.filename}: {error.strerror}")
     except InputError as error:

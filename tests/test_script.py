@@ -77,8 +77,12 @@ def test_a_closed_pipe_is_quiet_and_a_full_disk_is_one_line(tmp_path):
     with open("/dev/full", "w") as full:
         pipes = {"stdout": full, "stderr": subprocess.PIPE, "text": True}
         done = subprocess.run([sys.executable, program], env=environment, **pipes)
+        neither = subprocess.run(
+            [sys.executable, program], env=environment, stdout=full, stderr=full
+        )
     assert done.returncode == 2
     assert done.stderr == "prints.py: error: No space left on device\n"
+    assert neither.returncode == 2  # where nothing can be said, the status says it
 
 
 def test_a_character_that_the_terminal_lacks_is_escaped(tmp_path):
