@@ -1294,7 +1294,8 @@ def train(model, data, args, folder):
             validation = validate(model, data["validation"])
             scores = {}
             for task in model.tasks:
-                scores[task.name] = task.selection_score(validation[task.name])
+                if task.name in validation:
+                    scores[task.name] = task.selection_score(validation[task.name])
             score = mean_score(scores, judges)
             is_best = not judges or score > run.state["best_score"]
             run.log({"epoch": epoch, "step": run.step, "scores": scores, "validation": validation})
@@ -1331,11 +1332,11 @@ def epoch_losses(run):
 
 
 def mean_score(scores, names):
-    """The mean of {task: score} over the tasks `names`; over all of them where there are none."""
+    """The mean of {task: score} over the tasks `names`; 0 where there are none."""
     total = 0.0
-    for name in names or scores:
+    for name in names:
         total += scores[name]
-    return total / len(names or scores)
+    return total / max(len(names), 1)
 
 
 def validate(model, data):

@@ -617,7 +617,7 @@ def test_few_validation_rows_choose_neither_epoch_nor_temperature(tiny, tmp_path
     for name, weight in best.items():
         assert torch.equal(weight, states[2][name])
 
-    assert mtbert.mean_score({"mood": 0.2, "stars": 0.4}, []) == pytest.approx(0.3)
+    assert mtbert.mean_score({"mood": 0.2, "stars": 0.4}, ["mood", "stars"]) == pytest.approx(0.3)
     assert mtbert.mean_score({"mood": 0.2, "stars": 0.4}, ["stars"]) == 0.4
     model = tiny_model(tiny, [MOOD, TAGS])
     rng = np.random.default_rng(0)

@@ -36,6 +36,7 @@ separate-lr: as shared, and the heads learn at --head-lr"""
 KINDS_HELP = f"kinds of tasks: {', '.join(mtbert.KINDS)}\n(default: what the labels look like)"
 TRUNCATION_HELP = "what is kept of longer texts (default: %(default)s)"
 TASK_SAMPLING_HELP = "draw tasks by labels**A (default: %(default)s)"
+VAL_HELP = "validation rows (default: a tenth of the training rows, if that is 10 or more)"
 HEAD_INIT_HELP = "how heads start: as linear fits, or at random (default: %(default)s)"
 TEACHERS_HELP = "finished runs, whose predictions are learned beside the labels"
 ANNEALING_HELP = "learn at first from the teachers, at last from the labels (default: half, half)"
@@ -85,9 +86,7 @@ def make_parser():
     flag(
         "--data", **files, default=[str(SAMPLE)], help=".json, .jsonl, .csv, .tsv (default: sample)"
     )
-    flag(
-        "--val", **files, default=[], help="validation rows (default: a tenth of the training rows)"
-    )
+    flag("--val", **files, default=[], help=VAL_HELP)
     flag("--test", **files, default=[], help="test rows (default: those in --data, if any)")
     flag("--no-test", action="store_true", help="leave out test rows while you choose settings")
     flag("--tasks", **names, help="columns to learn, in order (default: all that look like labels)")
@@ -446,7 +445,7 @@ def train_and_test(args, folder, model, rows, data):
     report.print_metrics(tasks, test, "test", args.verbose)
     if predictions:
         report.print_examples(tasks, rows["test"][:8], predictions[:8], "test")
-    else:
+    elif rows["validation"]:
         examples = mtbert.predict_encoded(model, data["validation"])[:8]
         report.print_examples(tasks, rows["validation"][:8], examples, "validation")
 

@@ -258,8 +258,8 @@ def baselines(task, rows):
     """{name: test metrics} of what any model should beat.
 
     These are the most frequent label (or the mean), and a linear model on the TF-IDF of words and
-    pairs of words, whose regularisation is chosen on the validation rows. Both are written as
-    logits, so that the task calibrates and scores them as it does those of a model.
+    pairs of words, whose regularisation is chosen on the validation rows, if any. Both are written
+    as logits, so that the task calibrates and scores them as it does those of a model.
     """
     counts = task.column().counts  # [] where labels are numbers
     if task.num_logits != max(1, len(counts)):
@@ -292,6 +292,8 @@ def both_texts(row):
 
 def best_linear_model(task, texts, labels):
     """-> the task, calibrated to the best linear model, and a function from texts to logits."""
+    if not texts["validation"]:  # there is nothing to choose by
+        return task, fit_linear_model(task, texts["train"], labels["train"], 1)
     best = None
     best_score = -math.inf
     for strength in (0.1, 0.3, 1, 3, 10, 30, 100):
@@ -518,6 +520,8 @@ def check_splits(args, tasks, rows):
     for task in tasks:
         if not any(task.name in row.labels for row in rows["test"]):
             raise InputError(f"no test row is labelled for {task.name!r}; --test gives rows")
+    if args.tune and not rows["validation"]:
+        raise InputError("--tune has no validation rows to choose by; --val gives rows")
 
 
 def keep_flags(out, flags):

@@ -19,6 +19,7 @@ import numpy as np
 from .errors import InputError, listed
 from .files import PLAIN, NoRow, RawLabel, RawRow, clean, ending_of, read_rows
 
+MIN_HELD_OUT = 10  # rows: fewer tell nothing of a model, and are of more use as training rows
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {  # what people call them
     "train": "train",
@@ -1000,8 +1001,8 @@ def read_data(
     `names` picks and orders the columns (default: all that look like labels), `all_tasks=False`
     keeps the first alone, and `kinds` {column: kind} says of which kind some are. Splits that a
     file of `train_files` names, in JSON or in a column, count as such. For columns without a
-    labelled validation row, a tenth of the training rows is held out. What the user should know is
-    added to `notes`. Raises InputError and OSError.
+    labelled validation row, a tenth of the training rows is held out, if that is MIN_HELD_OUT or
+    more. What the user should know is added to `notes`. Raises InputError and OSError.
     """
     notes = notes or Notes()
     label_names = {}
@@ -1051,7 +1052,7 @@ def make_columns(names, splits, kinds, label_names, seed):
         note_unlabelled_splits(column, converted, notes)
     for column in columns:
         if not labelled(converted["validation"], column):
-            move_held_out(converted, column, columns, seed)
+            move_held_out(converted, column, columns, seed, notes)
     for column in columns:  # again, without the rows that were held out
         describe(column, converted["train"], label_names.get(column.name, {}))
     return columns, converted, notes.messages
@@ -1277,7 +1278,7 @@ def note_unlabelled_splits(column, splits, notes):
         if rows and not labelled(rows, column):
             message = f"no {split} row has a label of {column.name!r}"
             if split == "validation":
-                message += "; a tenth of its training rows is held out"
+                message += f"; a tenth of its training rows is held out, if that is {MIN_HELD_OUT}"
             notes.messages.append(message)
         notes.messages += unseen_labels(column, split, rows)
 
@@ -1286,9 +1287,14 @@ def labelled(rows, column):
     return [row for row in rows if column.name in row.labels]
 
 
-def move_held_out(splits, column, columns, seed):
-    """Move a tenth of the training rows of a column to the validation rows."""
-    kept, held = hold_out(labelled(splits["train"], column), columns, seed, name=column.name)
+def move_held_out(splits, column, columns, seed, notes):
+    """Move a tenth of the training rows of a column to the validation rows, unless it is tiny."""
+    rows = labelled(splits["train"], column)
+    kept, held = hold_out(rows, columns, seed, name=column.name)
+    if len(held) < MIN_HELD_OUT:
+        what = f"{column.name!r} has {len(rows)} training rows, of which a tenth would tell nothing"
+        notes.messages.append(f"{what}: none is held out for validation; --val gives such rows")
+        return
     others = [row for row in splits["train"] if column.name not in row.labels]
     splits["train"] = others + kept
     splits["validation"] += held

@@ -37,6 +37,7 @@ class Log(NamedTuple):
 
     steps: list  # {"step", "loss": {task: loss}, ...}
     epochs: list  # {"step", "validation": {task: metrics}, ...}
+    kept_step: int  # at the end of the epoch whose weights are kept
 
 
 class Tested(NamedTuple):
@@ -57,7 +58,7 @@ def draw(folder, path, metrics):
     matplotlib = import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    log = read_log(folder)
+    log = read_log(folder, metrics["best_epoch"])
     curves = [(draw_losses, log), (draw_scores, log)]
     grid = [curves]
     if metrics["test"]:
@@ -124,7 +125,7 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def read_log(folder):
+def read_log(folder, kept_epoch):
     steps = []
     epochs = []
     for entry in read_lines(Path(folder) / "log.jsonl"):
@@ -132,7 +133,7 @@ def read_log(folder):
             steps.append(entry)
         elif "validation" in entry:
             epochs.append(entry)
-    return Log(steps, epochs)
+    return Log(steps, epochs, epochs[kept_epoch - 1]["step"])
 
 
 def read_tested(folder, metrics):
@@ -172,12 +173,6 @@ def scores_of(epoch):
     return scores
 
 
-def find_best(epochs):
-    """The step at the end of the best epoch, the first of equal ones."""
-    best = max(epochs, key=lambda epoch: np.mean(list(scores_of(epoch).values())))
-    return best["step"]
-
-
 def draw_losses(axes, log):
     axes.set(title="Training loss", xlabel="step", ylabel="loss (mean of the last 20 steps)")
     numbers = [entry["step"] for entry in log.steps]
@@ -187,7 +182,7 @@ def draw_losses(axes, log):
     marker = "o" if len(log.steps) == 1 else None  # a line of one point cannot be seen
     draw_lines(axes, numbers, values, marker)
     axes.set_ylim(0, None)
-    mark_best(axes, log.epochs, 0.98, "top")
+    mark_kept(axes, log.kept_step, 0.98, "top")
 
 
 def draw_scores(axes, log):
@@ -197,9 +192,11 @@ def draw_scores(axes, log):
     values = {}
     for name in scores_of(log.epochs[0]):
         values[name] = [scores_of(entry)[name] for entry in log.epochs]
+    if not values:
+        axes.set_title("No validation rows")
     draw_lines(axes, numbers, values, "o")
     axes.set_xlim(0, None)
-    mark_best(axes, log.epochs, 0.02, "bottom")
+    mark_kept(axes, log.kept_step, 0.02, "bottom")
 
 
 def running_mean(values, size):
@@ -218,12 +215,11 @@ def draw_lines(axes, numbers, values, marker):
     axes.legend(axes.get_lines(), [shorten(name, 24) for name in names])
 
 
-def mark_best(axes, epochs, height, end):
-    """A vertical line at the best epoch, and words beside it whose `end` is at this height."""
-    step = find_best(epochs)
+def mark_kept(axes, step, height, end):
+    """A vertical line at the epoch that is kept, and words beside it, `end` at this height."""
     axes.axvline(step, color=GREY, linewidth=1, linestyle=":", zorder=0)
     axes.annotate(
-        "best epoch",
+        "epoch kept",
         (step, height),
         xycoords=axes.get_xaxis_transform(),
         rotation=90,

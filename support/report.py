@@ -227,10 +227,13 @@ def print_groups(groups):
 
 
 def print_epoch(epoch, num_epochs, losses, scores, is_best):
-    """losses, scores: {task: of this epoch's steps; of the validation rows after them}."""
+    """losses, scores: {task: of this epoch's steps; of the validation rows after them, if any}."""
     parts = [f"epoch {epoch}/{num_epochs}"]
-    for name, score in scores.items():
-        parts.append(f"{printable(name)}: loss {losses[name]:.3f}, validation {score:.3f}")
+    for name, loss in losses.items():
+        part = f"{printable(name)}: loss {loss:.3f}"
+        if name in scores:
+            part += f", validation {scores[name]:.3f}"
+        parts.append(part)
     if is_best:
         parts.append("best")
     print("  ".join(parts))

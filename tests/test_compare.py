@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 from pathlib import Path
 from random import Random
 
@@ -14,6 +13,7 @@ import mtbert
 import train
 from benchmarks import compare
 from support.columns import Row, read_data
+from support.errors import InputError
 
 # --------------------------------------------------------------------------------------------------
 # Statistics
@@ -224,7 +224,7 @@ def check_mistakes(script, flags, calls):
     calls.clear()
     mistakes = {
         "--lr 1e-3": "other flags",
-        "--tune": "other flags",
+        "--tune": "no validation rows to choose by",
         "--seed 3": "chooses --seed itself",
         "--out alone": "in use",
         "--tasks liked": "two tasks or more",
@@ -320,8 +320,10 @@ def test_compare_tunes_on_validation_rows_with_seeds_that_no_result_has(
     write_csv(Path("a.csv"), "text,liked,stars", lines)
     flags = ["--data", "a.csv", "--test", "a.csv", "--encoder", str(tiny), "--epochs", "1"]
     flags += ["--seeds", "2", "--tune", "--out", "c", "--arms", *compare.ARMS]
-    monkeypatch.setattr(sys, "argv", ["compare.py", *flags])
-    compare.main()
+    with pytest.raises(InputError, match="no validation rows to choose by; --val gives rows"):
+        compare.main(flags)
+    monkeypatch.setattr("support.columns.MIN_HELD_OUT", 1)
+    compare.main(flags)
 
     tuned = read_json("c/compare.json")["tuned"]
     folders = {

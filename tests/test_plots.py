@@ -45,7 +45,7 @@ def write_run(folder, tasks):
     write_lines(folder / "log.jsonl", entries)
     row = {"labels": dict.fromkeys(tasks), "predictions": {}}
     write_lines(folder / "test_predictions.jsonl", [row])
-    return {"test": results}
+    return {"test": results, "best_epoch": 1}
 
 
 @pytest.fixture
@@ -90,18 +90,18 @@ def test_a_task_has_the_panels_of_the_metrics_that_it_has(tmp_path, drawn, finis
         row = {"labels": {"liked": "no", "stars": i / 4}, "predictions": values}
         predictions.append(row)
     write_lines(run / "test_predictions.jsonl", predictions)
-    plots.draw(run, tmp_path / "a.png", {"test": tests})
-    curves = ["Training loss", "Validation score after each epoch"]
+    plots.draw(run, tmp_path / "a.png", {"test": tests, "best_epoch": 1})
+    curves = ["Training loss", "No validation rows"]
     accuracy = f"liked, test: accuracy {tests['liked']['accuracy']:.3f}"
     confusion = [accuracy, "liked, test: calibration"]
     numbers = ["stars, test: Pearson 0.500"]
     assert titles(drawn[-1]) == [curves[0], *confusion, curves[1], *numbers]
 
     del tests["liked"]["reliability"]  # as in the metrics.json of the former version
-    plots.draw(run, tmp_path / "a.png", {"test": tests})
+    plots.draw(run, tmp_path / "a.png", {"test": tests, "best_epoch": 2})
     assert titles(drawn[-1]) == [curves[0], confusion[0], curves[1], *numbers]
 
-    plots.draw(run, tmp_path / "a.png", {"test": {}})  # --no-test
+    plots.draw(run, tmp_path / "a.png", {"test": {}, "best_epoch": 2})  # --no-test
     assert titles(drawn[-1]) == curves
 
 
@@ -191,13 +191,25 @@ def panel(draw_panel, content):
     return axes
 
 
-def test_the_best_epoch_is_the_first_with_the_highest_mean_score():
-    epochs = []
-    for step, (one, other) in enumerate([(0.2, 0.4), (0.6, 0.4), (0.4, 0.6), (0.9, 0.0)], 1):
-        validation = {"a": {"macro_f1": one}, "b": {"pearson": other, "rmse": 1.0}}
-        epochs.append({"step": step, "validation": validation})
-    assert plots.find_best(epochs) == 2
-    assert plots.scores_of(epochs[0]) == {"a": 0.2, "b": 0.4}
+def test_the_epoch_whose_weights_are_kept_is_marked(tmp_path, drawn):
+    """By few validation rows none is chosen, so the epoch with the highest score need not be it."""
+    results = write_run(tmp_path, {"mood": ["bad", "good"]})
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    for epoch in (2, 3):
+        lines.append(json.dumps(json.loads(lines[2]) | {"step": 2 * epoch, "epoch": epoch}))
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    plots.draw(tmp_path, tmp_path / "a.png", results | {"best_epoch": 3})
+    [figure] = drawn
+    curves = [axes for axes in figure.axes if axes.get_xlabel() == "step"]
+    assert len(curves) == 2
+    for axes in curves:
+        [note] = [text for text in axes.texts if text.get_text() == "epoch kept"]
+        assert note.xy[0] == 6
+
+
+def test_a_run_of_the_former_version_has_scores_among_its_metrics():
+    validation = {"a": {"macro_f1": 0.2}, "b": {"pearson": 0.4, "rmse": 1.0}}
+    assert plots.scores_of({"validation": validation}) == {"a": 0.2, "b": 0.4}
     assert plots.scores_of({"validation": {}, "scores": {"a": 1.0}}) == {"a": 1.0}
 
 
@@ -205,7 +217,7 @@ def test_a_loss_is_the_mean_of_the_last_steps():
     assert plots.running_mean([2.0, 4.0, 9.0], 2).tolist() == [2.0, 3.0, 6.5]
     steps = [{"step": i + 1, "loss": {"a": float(i)}} for i in range(30)]
     epochs = [{"step": 30, "scores": {"a": 1.0}}]
-    axes = panel(plots.draw_losses, plots.Log(steps, epochs))
+    axes = panel(plots.draw_losses, plots.Log(steps, epochs, 30))
     line = axes.get_lines()[0]
     assert line.get_xdata()[-1] == 30 and line.get_ydata()[-1] == pytest.approx(19.5)
 

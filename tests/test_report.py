@@ -224,9 +224,9 @@ def write_table(name, header, lines):
 
 def test_train_says_how_tasks_hang_together(script, tiny):
     lines = []
-    for i in range(60):
+    for i in range(120):
         liked = "yes" if i % 2 else "no"
-        part = "a" if i < 26 else "ab" if i < 30 else "b"
+        part = "a" if i < 52 else "ab" if i < 60 else "b"
         lines.append(f"film {i},{liked},{i % 2},{part}")
     write_table("a.csv", "text,liked,same,part", lines)
     flags = ["--data", "a.csv", "--test", "a.csv", "--no-test", "--encoder", tiny, "--epochs", "1"]
@@ -309,7 +309,7 @@ def test_truncated_texts_are_counted_once(script, tiny):
 
 
 def test_a_first_epoch_that_predicts_one_class_is_said(script, tiny):
-    write_table("a.csv", "text,a", [f"film,{'xxxy'[i % 4]}" for i in range(80)])
+    write_table("a.csv", "text,a", [f"film,{'xxxy'[i % 4]}" for i in range(120)])
     status, _, err = script("train.py", "--data", "a.csv", "--encoder", tiny, "--epochs", "2")
     said = "one class is predicted for every validation row of 'a'"
     assert status == 0 and err.count(said) == 1
