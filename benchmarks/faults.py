@@ -4,10 +4,11 @@ python benchmarks/faults.py                      # all parts
 python benchmarks/faults.py --kills 100          # one of them, with its number of tries
 python benchmarks/faults.py --damages 1000 --configurations 1000 --seed 1
 
-Each part takes at most 15 minutes on two cores. tiny_runs.py has the runs, configurations.py the
-hostile configurations, together.py what happens where several work at once. What is left of a run
-that was killed, or whose write failed, must go on to the same files, to the bit, as those of a run
-that nothing befell. Nothing may end with a traceback, or take ten seconds more than usual.
+Each part takes at most 15 minutes on two cores, but all faults of --writes take half an hour.
+tiny_runs.py has the runs, configurations.py the hostile configurations, together.py what happens
+where several work at once. What is left of a run that was killed, or whose write failed, must go on
+to the same files, to the bit, as those of a run that nothing befell. Nothing may end with a
+traceback, or take ten seconds more than usual.
 """
 
 import errno
