@@ -1299,7 +1299,7 @@ def train(model, data, args, folder):
             score = mean_score(scores, judges)
             is_best = not judges or score > run.state["best_score"]
             run.log({"epoch": epoch, "step": run.step, "scores": scores, "validation": validation})
-            report.print_epoch(epoch, args.epochs, epoch_losses(run), scores, is_best)
+            report.print_epoch(epoch, args.epochs, epoch_losses(run), scores, judges and is_best)
             if epoch == 1:
                 report.warn_constant(metrics.constant_tasks(validation))
             if is_best:

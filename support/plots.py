@@ -59,7 +59,9 @@ def draw(folder, path, metrics):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     log = read_log(folder, metrics["best_epoch"])
-    curves = [(draw_losses, log), (draw_scores, log)]
+    curves = [(draw_losses, log)]
+    if scores_of(log.epochs[0]):
+        curves.append((draw_scores, log))
     grid = [curves]
     if metrics["test"]:
         grid = beside(curves, [panels_of(tested) for tested in read_tested(folder, metrics)])
@@ -192,8 +194,6 @@ def draw_scores(axes, log):
     values = {}
     for name in scores_of(log.epochs[0]):
         values[name] = [scores_of(entry)[name] for entry in log.epochs]
-    if not values:
-        axes.set_title("No validation rows")
     draw_lines(axes, numbers, values, "o")
     axes.set_xlim(0, None)
     mark_kept(axes, log.kept_step, 0.02, "bottom")
