@@ -95,6 +95,21 @@ def test_train_and_predict_on_a_part_of_the_sample_with_the_bundled_encoder(scri
     assert (run / "metrics.json").read_bytes() == before
 
 
+def test_a_run_without_validation_rows_keeps_its_last_epoch(script, tiny):
+    write_table(
+        "a.csv", "text,mood", [f"film {i} is {'ab'[i % 2]},{'xy'[i % 2]}" for i in range(40)]
+    )
+    flags = ["--data", "a.csv", "--encoder", tiny, "--epochs", "2", "--out", "run"]
+    status, out, err = script("train.py", *flags)
+    assert status == 0 and "none is held out for validation; --val gives such rows" in err
+    assert "epoch 2/2  mood: loss" in out and ", validation" not in out and "  best" not in out
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert metrics["validation"] == metrics["test"] == {} and metrics["best_epoch"] == 2
+    entries = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert [entry["scores"] for entry in entries if "scores" in entry] == [{}, {}]
+    assert mtbert.load("run").tasks[0].temperature == 1.0
+
+
 def test_a_text_column_of_another_name_and_an_overwritten_folder(script, tiny):
     for name, kinds in (("a.tsv", "xy"), ("b.tsv", "uv")):
         write_table(name, "review\tkind", [f"film {i}\t{kinds[i % 2]}" for i in range(30)])
