@@ -326,7 +326,10 @@ class MultiLabel:
         return result
 
     def linear_fit(self, states, labels, balanced=False):
-        return linear.fit_labels(states, labels[:, :-1], balanced)
+        weights = None
+        if balanced:
+            weights = balanced_weights(self.counts, torch.empty(0)).tolist()
+        return linear.fit_labels(states, labels[:, :-1], weights)
 
     def copy_head(self, head, former_task, former_head):
         return copy_linear(self, head, former_task, former_head)

@@ -344,6 +344,9 @@ def prepare(args, device, saved):
             data[split] = mtbert.encode(tokenizer, rows[split], tasks, max_length)
             what = f"{len(empty)} {split} rows were left out: no token is left of their text"
             notes.messages.append(f"{what}; --strict stops at the first")
+    for task in tasks:
+        if not mtbert.is_labelled(data["train"].labels[task.name]).any():
+            raise InputError(f"no training row of {task.name!r} is left: no text of it has a token")
     teachers = mtbert.teach(data["train"], tasks, rows["train"], args.teachers, device)
     learned = data["train"].learned()
     draws = mtbert.expected_draws(learned, args.task_sampling, args.repeats)
@@ -358,6 +361,8 @@ def prepare(args, device, saved):
     report.print_steps(args.epochs, round(draws.sum()), args.batch_size)
     judges = mtbert.tasks_that_judge(tasks, data["validation"].labels)
     report.print_judges(tasks, judges, mtbert.MIN_VALIDATION_ROWS)
+    if args.patience and not judges:
+        warn("--patience is not used: there are too few validation rows to choose an epoch")
     report.print_texts(data, max_length, mtbert.TRUNCATION[args.truncation], args.encoder)
 
     torch.manual_seed(args.seed)
@@ -519,7 +524,7 @@ def main(argv=None, repeats=1):
         model, rows, data = prepare(args, device, saved)
         if processes.is_first():
             begin_or_resume(folder, model, saved)
-        if not runs.has_snapshot(folder):
+        if not processes.from_rank_0(runs.has_snapshot(folder)):  # once it has begun
             start_heads(args, model, data)
         return train_and_test(args, folder, model, rows, data)
 

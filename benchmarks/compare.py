@@ -520,8 +520,9 @@ def check_splits(args, tasks, rows):
     for task in tasks:
         if not any(task.name in row.labels for row in rows["test"]):
             raise InputError(f"no test row is labelled for {task.name!r}; --test gives rows")
-    if args.tune and not rows["validation"]:
-        raise InputError("--tune has no validation rows to choose by; --val gives rows")
+        if args.tune and not any(task.name in row.labels for row in rows["validation"]):
+            what = f"--tune has no validation rows of {task.name!r} to choose by"
+            raise InputError(f"{what}; --val gives rows")
 
 
 def keep_flags(out, flags):

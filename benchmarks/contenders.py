@@ -220,6 +220,7 @@ def train_best_trainer(start, rows, task, **settings):
 def train_mtbert(start, rows, *tasks, epochs=1, seed=0, watch=None, flags=(), times=1):
     """What train.py does, with its flags: seconds in training steps.
 
+    The watch also counts the time in which heads are fitted.
     `times`: how often the model is trained, from where it stands.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -233,6 +234,7 @@ def train_mtbert(start, rows, *tasks, epochs=1, seed=0, watch=None, flags=(), ti
         model, _, data = train.prepare(args, start.device, None)
         if watch is not None:
             watch.begin(model, lambda batch: model(**batch)[0][tasks[0].name])
+        train.start_heads(args, model, data)
         seconds = []
         for _ in range(times):
             run = mtbert.train(model, data, args, tempfile.mkdtemp(dir=folder))

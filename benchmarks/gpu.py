@@ -73,7 +73,7 @@ def validation(folder):
 
 def metrics_difference(one, other):
     pairs = zip(validation(one), validation(other), strict=True)
-    return max(abs(x - y) for x, y in pairs)
+    return max((abs(x - y) for x, y in pairs), default=0.0)
 
 
 def compare_runs(one, other):

@@ -26,6 +26,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.arms import write_rows
+from support.errors import InputError
+from support.script import Parser, number, run_script
 
 NUM_SCORED = 400
 SCORES = ("accuracy", "macro_f1", "pearson")
@@ -33,16 +35,20 @@ CHOICES = ("kept", "last", "mean of 3")
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     flag = parser.add_argument
     flag("--data", type=Path, metavar="FOLDER", help="with a folder for each set")
     flag("--cells", nargs="+", default=[], metavar="SET:TASKS:SIZE[:EPOCHS]")
     flag("--settings", nargs="+", default=[], metavar="NAME=FLAGS", help="the first is the base")
-    flag("--seeds", type=int, default=5, metavar="N", help="two or more (default: 5)")
-    flag("--jobs", type=int, default=2, metavar="N", help="runs beside each other, a thread each")
+    flag("--seeds", type=number(int, 2), default=5, metavar="N", help="(default: 5)")
+    jobs_help = "runs beside each other, a thread each (default: 2)"
+    flag("--jobs", type=number(int, 1), default=2, metavar="N", help=jobs_help)
     flag("--out", type=Path, default=Path("runs/trials"), metavar="FOLDER")
     flag("--job", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.job is None and not (args.data and args.cells and args.settings):
+        raise InputError("trials.py takes --data, --cells and --settings")
+    return args
 
 
 def read_rows(path):
@@ -60,6 +66,8 @@ def draw(rows, size, task, rng):
     counts = {}
     drawn = []
     for i in order:
+        if task not in rows[i]:
+            continue
         label = rows[i][task]
         counts[label] = counts.get(label, 0) + 1
         if counts[label] <= int(size):
@@ -124,8 +132,8 @@ def run_job(job):
         if "scores" in entry:
             epoch_scores.append(mtbert.mean_score(entry["scores"], judges))
     order = np.arange(len(states))[::-1]
-    if judges:
-        order = np.argsort(epoch_scores, kind="stable")[::-1]
+    if judges:  # as the run chooses its epoch
+        order = np.argsort(-np.array(epoch_scores), kind="stable")  # of equal ones the first
     mean = {}
     for key, tensor in states[0].items():
         chosen = torch.stack([states[i][key] for i in order[:3]])
@@ -181,7 +189,9 @@ def run_all(args, jobs):
             text = output.read()
             output.close()
             if process.returncode != 0:
-                sys.exit(f"{job} failed:\n{text[-2000:]}")
+                for _, other, _ in running:
+                    other.kill()
+                raise InputError(f"{job} failed; see {output.name}")
             result = json.loads(text.splitlines()[-1])
             with open(results, "a", encoding="utf-8") as file:
                 file.write(json.dumps(job | result) + "\n")
@@ -189,11 +199,15 @@ def run_all(args, jobs):
                 path.unlink()
 
 
+def key_of(job):
+    return job["cell"], job["setting"], job["seed"]
+
+
 def scores_of(results, cell, setting, choice):
     """{task and metric: {seed: score in %}}."""
     found = {}
     for result in results:
-        if result["cell"] == cell and result["setting"] == setting:
+        if (result["cell"], result["setting"]) == (cell, setting):
             for name, score in result["scores"][choice].items():
                 found.setdefault(name, {})[result["seed"]] = 100 * score
     return found
@@ -239,17 +253,20 @@ def main():
         return
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
-    done = set()
+    done = {}
     if results.exists():
         for result in read_rows(results):
-            done.add((result["cell"], result["setting"], result["seed"]))
+            done[key_of(result)] = result["flags"]
     jobs = []
     for job in all_jobs(args):
-        if (job["cell"], job["setting"], job["seed"]) not in done:
+        if key_of(job) not in done:
             jobs.append(job)
+        elif done[key_of(job)] != job["flags"]:
+            what = f"{args.out} holds the setting {job['setting']!r} with other flags"
+            raise InputError(f"{what}; name it otherwise, or name another folder with --out")
     run_all(args, jobs)
     print_table(args, read_rows(results))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,7 +19,7 @@ import numpy as np
 from .errors import InputError, listed
 from .files import PLAIN, NoRow, RawLabel, RawRow, clean, ending_of, read_rows
 
-MIN_HELD_OUT = 10  # rows: fewer tell nothing of a model, and are of more use as training rows
+MIN_HELD_OUT = 10  # rows: a smaller tenth tells nothing of a model, and is of more use in training
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {  # what people call them
     "train": "train",
@@ -1047,12 +1047,14 @@ def make_columns(names, splits, kinds, label_names, seed):
     converted = {}
     for split, rows in splits.items():
         converted[split] = [row for row in convert_labels(rows, columns) if row.labels]
+    unvalidated = []
     for column in columns:
         describe(column, converted["train"], label_names.get(column.name, {}))
         note_unlabelled_splits(column, converted, notes)
-    for column in columns:
         if not labelled(converted["validation"], column):
-            move_held_out(converted, column, columns, seed, notes)
+            unvalidated.append(column)
+    for column in unvalidated:
+        move_held_out(converted, column, columns, seed, notes)
     for column in columns:  # again, without the rows that were held out
         describe(column, converted["train"], label_names.get(column.name, {}))
     return columns, converted, notes.messages
@@ -1276,10 +1278,7 @@ def note_unlabelled_splits(column, splits, notes):
     for split in ("validation", "test"):
         rows = splits[split]
         if rows and not labelled(rows, column):
-            message = f"no {split} row has a label of {column.name!r}"
-            if split == "validation":
-                message += f"; a tenth of its training rows is held out, if that is {MIN_HELD_OUT}"
-            notes.messages.append(message)
+            notes.messages.append(f"no {split} row has a label of {column.name!r}")
         notes.messages += unseen_labels(column, split, rows)
 
 
@@ -1288,28 +1287,49 @@ def labelled(rows, column):
 
 
 def move_held_out(splits, column, columns, seed, notes):
-    """Move a tenth of the training rows of a column to the validation rows, unless it is tiny."""
+    """Move a tenth of the training rows of a column to the validation rows, unless it is tiny.
+
+    Rows that were held out for another column and have a label of this one count as well. Raises
+    TooFew where no row can go without losing a class.
+    """
     rows = labelled(splits["train"], column)
-    kept, held = hold_out(rows, columns, seed, name=column.name)
-    if len(held) < MIN_HELD_OUT:
-        what = f"{column.name!r} has {len(rows)} training rows, of which a tenth would tell nothing"
+    if not any(are_repeated(rows, columns)):
+        what = f"no row of {column.name!r} can be held out for validation without losing a class"
+        reason = "no row can be held out without losing a class"
+        raise TooFew(column.name, f"{what}; --val gives rows, --tasks leaves it out", reason)
+    num_held = len(labelled(splits["validation"], column))
+    num_rows = num_held + len(rows)
+    if num_rows < 10 * MIN_HELD_OUT:
+        what = f"{column.name!r} has {num_rows} training rows, of which a tenth would tell nothing"
         notes.messages.append(f"{what}: none is held out for validation; --val gives such rows")
-        return
-    others = [row for row in splits["train"] if column.name not in row.labels]
-    splits["train"] = others + kept
-    splits["validation"] += held
+    elif num_held < 0.05 * num_rows:
+        kept, held = hold_out(rows, columns, seed)
+        others = [row for row in splits["train"] if column.name not in row.labels]
+        splits["train"] = others + kept
+        splits["validation"] += held
 
 
-def hold_out(rows, columns, seed, fraction=0.1, name=""):
-    """Split the rows of the column `name` in two, the second a stratified `fraction` of them.
+def are_repeated(rows, columns):
+    """Whether each class of a row is that of another one as well, for each row."""
+    counts = count_classes(rows, columns)
+    return [all(counts[label] > 1 for label in class_labels(row, columns)) for row in rows]
+
+
+def count_classes(rows, columns):
+    counts = Counter()
+    for row in rows:
+        counts.update(class_labels(row, columns))
+    return counts
+
+
+def hold_out(rows, columns, seed, fraction=0.1):
+    """Split rows in two, the second a stratified `fraction` of them.
 
     Rows are sorted by their labels, equal ones shuffled, and taken at equal distances, so that each
     combination of labels and each range of a number gives its share. The last training row of a
-    class is never taken. Raises InputError where no row can be taken.
+    class is never taken.
     """
-    left = Counter()
-    for row in rows:
-        left.update(class_labels(row, columns))
+    left = count_classes(rows, columns)
     shuffled = random.Random(seed).sample(range(len(rows)), len(rows))
     held = set()
     due = 0.5
@@ -1320,10 +1340,6 @@ def hold_out(rows, columns, seed, fraction=0.1, name=""):
             held.add(i)
             left.subtract(labels)
             due -= 1
-    if not held:
-        what = f"no row of {name!r} can be held out for validation without losing a class"
-        reason = "no row can be held out without losing a class"
-        raise TooFew(name, f"{what}; --val gives rows, --tasks leaves it out", reason)
     kept_rows = [row for i, row in enumerate(rows) if i not in held]
     held_rows = [rows[i] for i in sorted(held)]
     return kept_rows, held_rows

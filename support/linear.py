@@ -32,12 +32,11 @@ class Scaling:
         return weight, bias - weight @ self.mean
 
 
-def logistic_regression(states, numbers, balanced):
+def logistic_regression(states, numbers, class_weight):
     """scikit-learn's model of (N,) numbers of two classes or more."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    class_weight = "balanced" if balanced else None
     model = LogisticRegression(C=INVERSE_REGULARIZATION, class_weight=class_weight)
     with warnings.catch_warnings():
         # After 100 iterations it is a good start, whether it has converged or not.
@@ -46,14 +45,18 @@ def logistic_regression(states, numbers, balanced):
 
 
 def fit_classes(states, numbers, num_classes, balanced=False):
-    """Logistic regression for (N,) numbers of classes. A class without a row is never likely."""
+    """Logistic regression for (N,) numbers of classes.
+
+    A class without a row has weights of zero, and a bias below that of all others.
+    """
     weight = np.zeros((num_classes, states.shape[1]))
     bias = np.zeros(num_classes)
     present = np.unique(numbers)
     if len(present) < 2:
         return weight, bias
     scaling = Scaling(states)
-    model = logistic_regression(scaling.states, numbers, balanced)
+    class_weight = "balanced" if balanced else None
+    model = logistic_regression(scaling.states, numbers, class_weight)
     coefficients = model.coef_
     intercepts = model.intercept_
     if len(present) == 2:  # scikit-learn has one logit for two classes
@@ -65,17 +68,22 @@ def fit_classes(states, numbers, num_classes, balanced=False):
     return scaling.undo(weight, bias)
 
 
-def fit_labels(states, labels, balanced=False):
-    """A logistic regression for each label, of an (N, C) array of 0 and 1."""
+def fit_labels(states, labels, weights=None):
+    """A logistic regression for each label, of an (N, C) array of 0 and 1.
+
+    weights: how much a 1 of each label counts, where a 0 counts 1 (default: 1).
+    """
     scaling = Scaling(states)
     num_labels = labels.shape[1]
     weight = np.zeros((num_labels, states.shape[1]))
     bias = np.zeros(num_labels)
+    if weights is None:
+        weights = np.ones(num_labels)
     for i in range(num_labels):
         numbers = labels[:, i]
         positives = numbers.sum()
         if 0 < positives < len(numbers):
-            model = logistic_regression(scaling.states, numbers, balanced)
+            model = logistic_regression(scaling.states, numbers, {0: 1.0, 1: weights[i]})
             weight[i] = model.coef_[0]
             bias[i] = model.intercept_[0]
         else:  # all rows have it, or none has: what the frequencies say, with a row more of each

@@ -701,6 +701,11 @@ def test_association_is_one_for_labels_that_give_each_other_away_and_near_zero_b
 # Splits
 
 
+def counts_of(rows):
+    """{the columns that label a row: how many such rows there are}"""
+    return Counter(tuple(row.labels) for row in rows)
+
+
 def test_files_that_label_different_columns_train_together(tmp_path, monkeypatch):
     monkeypatch.setattr(columns, "MIN_HELD_OUT", 1)
     contents = {
@@ -712,15 +717,12 @@ def test_files_that_label_different_columns_train_together(tmp_path, monkeypatch
     for name, rows in contents.items():
         paths.append(write(tmp_path / name, *map(json.dumps, rows)))
 
-    def counts(rows):
-        return Counter(tuple(row.labels) for row in rows)
-
     found, splits = read_data(paths[:2])
     assert [column.name for column in found] == ["a", "b"]
-    assert counts(splits["validation"]) == {("a",): 6, ("b",): 4}
+    assert counts_of(splits["validation"]) == {("a",): 6, ("b",): 4}
     found, splits = read_data(paths[:2], paths[2:], names=["b", "a"])
     assert [column.name for column in found] == ["b", "a"]
-    assert counts(splits["validation"]) == {("a",): 9, ("b",): 4}  # only b had none
+    assert counts_of(splits["validation"]) == {("a",): 9, ("b",): 4}  # only b had none
     found, splits = read_data(paths[:2], all_tasks=False)
     assert [column.name for column in found] == ["a"] and len(splits["train"]) == 54
 
@@ -742,19 +744,34 @@ def test_every_column_gets_its_own_held_out_rows_by_the_seed(tmp_path):
     rows += [{"text": f"b {i}", "b": i % 2} for i in range(100)]
     path = [write(tmp_path / "a.json", json.dumps(rows))]
     held = [read_data(path, seed=seed)[1]["validation"] for seed in (0, 0, 1)]
-    assert Counter(tuple(row.labels) for row in held[0]) == {("a",): 20, ("b",): 10}
+    assert counts_of(held[0]) == {("a",): 20, ("b",): 10}
     assert held[0] == held[1] != held[2]
 
 
 def test_no_row_is_held_out_where_a_tenth_would_tell_nothing(tmp_path):
     rows = [{"text": f"{i}", "a": i % 2} for i in range(200)]
-    rows += [{"text": f"b {i}", "b": i % 2} for i in range(90)]
+    rows += [{"text": f"b {i}", "b": i % 2} for i in range(99)]
+    rows += [{"text": f"c {i}", "c": i % 2} for i in range(4)]
     notes = Notes()
-    _, splits = read_data([write(tmp_path / "a.json", json.dumps(rows))], notes=notes)
-    assert Counter(tuple(row.labels) for row in splits["validation"]) == {("a",): 20}
-    assert Counter(tuple(row.labels) for row in splits["train"]) == {("a",): 180, ("b",): 90}
-    [message] = notes.messages
-    assert message.startswith("'b' has 90 training rows, of which a tenth would tell nothing")
+    path = write(tmp_path / "a.json", json.dumps(rows))
+    _, splits = read_data([path], names=["a", "b", "c"], notes=notes)
+    assert counts_of(splits["validation"]) == {("a",): 20}
+    assert counts_of(splits["train"]) == {("a",): 180, ("b",): 99, ("c",): 4}
+    about_b, about_c = notes.messages
+    assert about_b.startswith("'b' has 99 training rows, of which a tenth would tell nothing")
+    assert about_c.startswith("'c' has 4 training rows")
+
+
+def test_rows_held_out_for_one_column_count_for_another_that_labels_them(tmp_path):
+    both = [{"text": f"{i}", "a": i % 2, "b": i % 4} for i in range(200)]
+    _, splits = read_data([write(tmp_path / "a.json", json.dumps(both))])
+    assert counts_of(splits["validation"]) == {("a", "b"): 20}
+    few = [{"text": f"{i}", "a": i % 2} | ({"b": i % 2} if i < 40 else {}) for i in range(200)]
+    others = [{"text": f"b {i}", "b": i % 2} for i in range(960)]
+    _, splits = read_data([write(tmp_path / "b.json", json.dumps(few + others))])
+    held = counts_of(splits["validation"])
+    assert held["a", "b"] >= 4  # of a's tenth; too few for b, which has a tenth of its own
+    assert 95 <= held["a", "b"] + held["b",] <= 105
 
 
 # --------------------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ def check_mistakes(script, flags, calls):
     calls.clear()
     mistakes = {
         "--lr 1e-3": "other flags",
-        "--tune": "no validation rows to choose by",
+        "--tune": "no validation rows of 'liked' to choose by",
         "--seed 3": "chooses --seed itself",
         "--out alone": "in use",
         "--tasks liked": "two tasks or more",
@@ -320,7 +320,7 @@ def test_compare_tunes_on_validation_rows_with_seeds_that_no_result_has(
     write_csv(Path("a.csv"), "text,liked,stars", lines)
     flags = ["--data", "a.csv", "--test", "a.csv", "--encoder", str(tiny), "--epochs", "1"]
     flags += ["--seeds", "2", "--tune", "--out", "c", "--arms", *compare.ARMS]
-    with pytest.raises(InputError, match="no validation rows to choose by; --val gives rows"):
+    with pytest.raises(InputError, match="no validation rows of 'liked' to choose by"):
         compare.main(flags)
     monkeypatch.setattr("support.columns.MIN_HELD_OUT", 1)
     compare.main(flags)

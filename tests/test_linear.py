@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+import mtbert
 from support import linear
 
 
@@ -89,6 +90,20 @@ def test_labels_that_all_rows_have_or_none_has_follow_their_frequency():
     p = 1 / (1 + np.exp(-(states @ weight.T + bias)))
     assert np.allclose(p[:, 0], 201 / 202) and np.allclose(p[:, 1], 1 / 202)
     assert ((p[:, 2] > 0.5) == classes).mean() > 0.7
+
+
+def test_the_weight_of_a_label_makes_it_likelier_and_changes_no_other():
+    states, classes = states_and_classes(2)
+    labels = np.stack([classes, 1 - classes], axis=1).astype(np.float32)
+    weight, bias = linear.fit_labels(states, labels)
+    for balanced in (False, True):  # both labels have 100 rows, so both weights are 1
+        task = mtbert.MultiLabel("tags", ["a", "b"], [100, 100], {})
+        found = task.linear_fit(states, np.concatenate([labels, labels[:, :1]], axis=1), balanced)
+        assert np.allclose(found[0], weight) and np.allclose(found[1], bias)
+    heavier_weight, heavier_bias = linear.fit_labels(states, labels, [4.0, 1.0])
+    before = states @ weight.T + bias
+    after = states @ heavier_weight.T + heavier_bias
+    assert (after[:, 0] > before[:, 0]).all() and np.allclose(after[:, 1], before[:, 1])
 
 
 def test_numbers_are_fitted_by_ridge_regression():

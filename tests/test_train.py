@@ -100,8 +100,9 @@ def test_a_run_without_validation_rows_keeps_its_last_epoch(script, tiny):
         "a.csv", "text,mood", [f"film {i} is {'ab'[i % 2]},{'xy'[i % 2]}" for i in range(40)]
     )
     flags = ["--data", "a.csv", "--encoder", tiny, "--epochs", "2", "--out", "run"]
-    status, out, err = script("train.py", *flags)
+    status, out, err = script("train.py", *flags, "--patience", "1")
     assert status == 0 and "none is held out for validation; --val gives such rows" in err
+    assert "--patience is not used" in err
     assert "epoch 2/2  mood: loss" in out and ", validation" not in out and "  best" not in out
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["validation"] == metrics["test"] == {} and metrics["best_epoch"] == 2
@@ -413,6 +414,7 @@ def write_files():
         "key.json": [*good, {"text": "t", "\ud800": "x"}],
         "notext.json": [*good, {"text": 3, "a": "x"}],
         "notokens.json": [*good, {"text": "\u200b\x01", "a": "x"}],
+        "tokenless.json": [*good, *[{"text": "\u200b\x01", "c": i % 2} for i in range(4)]],
         "kind.json": [*good, {"text": "t", "a": 1}],
         "list.json": [*good, {"text": "t", "a": ["x"]}],
         "boolean.json": [*good, {"text": "t", "a": True}],
@@ -516,6 +518,10 @@ MISTAKES = [
     ("--out file", "file is a file; --out names a folder"),
     ("--out full", "--out full is in use"),
     ("--data good.json --encoder no-such-encoder", "encoder 'no-such-encoder' cannot be loaded"),
+    (
+        "--data tokenless.json --tasks a c --encoder TINY",
+        "no training row of 'c' is left: no text of it has",
+    ),
     ("--data notokens.json --strict --encoder TINY", "notokens.json, row 31: no token is left"),
     (
         "--data good.json --encoder TINY --max-length 999",
