@@ -14,6 +14,7 @@ import json
 import queue
 import sys
 import threading
+import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -49,6 +50,7 @@ from support.script import Parser, note, run_script, warn
 
 WINDOW = 4096  # rows in memory at a time; they are sorted by length
 PAUSE = 0.1  # seconds to wait for one more row of standard input before predicting
+LONGEST_WAIT = 0.5  # seconds for which more rows are waited for, however they come
 STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 DTYPES = ("auto", "float32", "bfloat16", "int8")
 AS_LABELS_HELP = "write rows for train.py --data: the texts, with predictions in place of labels"
@@ -212,7 +214,8 @@ def chunks(rows, hurry):
     threading.Thread(target=read_ahead, args=(rows, waiting), daemon=True).start()
     while True:
         chunk = [waiting.get()]
-        while len(chunk) < WINDOW and chunk[-1][0] is not None:
+        end = time.monotonic() + LONGEST_WAIT
+        while len(chunk) < WINDOW and chunk[-1][0] is not None and time.monotonic() < end:
             try:
                 chunk.append(waiting.get(timeout=PAUSE))
             except queue.Empty:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -481,6 +482,19 @@ def test_nothing_of_a_row_that_cannot_be_predicted_is_lost(script, base_run):
 
 # --------------------------------------------------------------------------------------------------
 # Scores
+
+
+def test_rows_that_come_steadily_are_predicted_before_the_last_has_come():
+    def slowly():
+        for i in range(60):
+            time.sleep(0.02)
+            yield i
+
+    begin = time.monotonic()
+    found = predict.chunks(slowly(), hurry=True)
+    first = next(found)
+    assert 1 <= len(first) < 60 and time.monotonic() - begin < 1.1
+    assert [row for chunk in [first, *found] for row in chunk] == list(range(60))
 
 
 def test_the_score_of_labelled_rows_is_that_of_the_runs_test(script, base_run):
