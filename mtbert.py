@@ -1004,25 +1004,26 @@ def fit_heads(model, data, names, seed, balanced=False):
     if not names:
         return {}
     order = np.random.default_rng(seed).permutation(len(data))
-    rows_of = {}
+    chosen = {}  # name -> whether each row is one of those that the head is fitted to
     for name in names:
-        labelled = is_labelled(data.labels[name])[order]
-        rows_of[name] = np.sort(order[labelled][:FIT_ROWS])
-    rows = np.unique(np.concatenate(list(rows_of.values())))
+        labelled = order[is_labelled(data.labels[name])[order]]
+        chosen[name] = np.zeros(len(data), bool)
+        chosen[name][labelled[:FIT_ROWS]] = True
+    rows = np.flatnonzero(np.any(list(chosen.values()), axis=0))
     states = embed_encoded(model, select(data, rows)).astype(np.float64)
     fitted = {}
     for task in model.tasks:
-        if task.name not in rows_of:
+        if task.name not in chosen:
             continue
-        places = np.searchsorted(rows, rows_of[task.name])
-        labels = data.labels[task.name][rows_of[task.name]]
-        fit = task.linear_fit(states[places], labels, balanced)
+        mine = chosen[task.name][rows]
+        labels = data.labels[task.name][rows[mine]]
+        fit = task.linear_fit(states[mine], labels, balanced)
         if fit is None:
             continue
         head = model.heads[head_key(task)]
         for parameter, values in zip((head.weight, head.bias), fit, strict=True):
             parameter.copy_(torch.from_numpy(values))
-        fitted[task.name] = len(places)
+        fitted[task.name] = len(labels)
     return fitted
 
 

@@ -1,4 +1,4 @@
-"""Train one encoder with a head for each task, test its best epoch, and keep it in a folder.
+"""Train one encoder with a head for each task, test the epoch that is kept, and save it.
 
 python train.py --variant shared
 python train.py --variant separate-lr --data reviews.csv --tasks sentiment topic --epochs 3
@@ -75,7 +75,7 @@ def task_kind(text):
 def make_parser():
     rate = number(float, 0)
     parser = Parser(
-        description="Train one encoder with a head for each task, and test its best epoch.",
+        description="Train one encoder with a head for each task, and test the epoch that is kept.",
         formatter_class=argparse.RawTextHelpFormatter,
         allow_abbrev=False,
     )
