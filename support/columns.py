@@ -126,8 +126,10 @@ def parse_texts(raw, format):
     text_pair = None
     if format.pair_column != "":
         text_pair = parse_text(raw, values.get(name_of_pair(format)), format)
-    if text_pair and not raw.is_text and text_pair.strip() in format.missing:
-        text_pair = None
+    if text_pair and not raw.is_text:
+        word = clean(text_pair)
+        if not word or word in format.missing:  # only invisible characters, or a word for nothing
+            text_pair = None
     return text, text_pair
 
 

@@ -9,7 +9,7 @@ import sys
 import types
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from support import files
@@ -54,6 +54,7 @@ def as_read(value):
 
 @often
 @given(rows=any_rows, kind=st.sampled_from(["json", "jsonl"]))
+@example(rows=[{"text": "0", "text_pair": "\xad"}], kind="json")
 def test_arbitrary_json_is_read_unchanged_or_refused(rows, kind, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / f"any.{kind}"
     content = json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows))
