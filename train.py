@@ -36,7 +36,7 @@ separate-lr: as shared, and the heads learn at --head-lr"""
 KINDS_HELP = f"kinds of tasks: {', '.join(mtbert.KINDS)}\n(default: what the labels look like)"
 TRUNCATION_HELP = "what is kept of longer texts (default: %(default)s)"
 TASK_SAMPLING_HELP = "draw tasks by labels**A (default: %(default)s)"
-VAL_HELP = "validation rows (default: a tenth of the training rows, if that is 10 or more)"
+VAL_HELP = "validation rows (default: a tenth of the training rows, if they are 100 or more)"
 HEAD_INIT_HELP = "how heads start: as linear fits, or at random (default: %(default)s)"
 TEACHERS_HELP = "finished runs, whose predictions are learned beside the labels"
 ANNEALING_HELP = "learn at first from the teachers, at last from the labels (default: half, half)"
@@ -524,7 +524,8 @@ def main(argv=None, repeats=1):
         model, rows, data = prepare(args, device, saved)
         if processes.is_first():
             begin_or_resume(folder, model, saved)
-        if not processes.from_rank_0(runs.has_snapshot(folder)):  # once it has begun
+        # The others wait here until process 0 has cleared the folder or found a snapshot in it.
+        if not processes.from_rank_0(runs.has_snapshot(folder)):
             start_heads(args, model, data)
         return train_and_test(args, folder, model, rows, data)
 

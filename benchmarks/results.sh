@@ -58,7 +58,8 @@ few() { # part, which ends with a percentage; epochs; task whose labels are few;
 without_sentiment() { # SST's `fine` alone, to stand beside the `sentiment` of rest14
     local split
     for split in train dev test; do
-        sed -E 's/"sentiment": "[a-z]*", |, "sentiment": "[a-z]*"//' "$data/sst/$split.jsonl" > "$out/fine-$split.jsonl"
+        sed -E 's/"sentiment": "[a-z]*", |, "sentiment": "[a-z]*"//' "$data/sst/$split.jsonl" \
+            > "$out/fine-$split.jsonl"
     done
 }
 

@@ -19,7 +19,7 @@ import numpy as np
 from .errors import InputError, listed
 from .files import PLAIN, NoRow, RawLabel, RawRow, clean, ending_of, read_rows
 
-MIN_HELD_OUT = 10  # rows: a smaller tenth tells nothing of a model, and is of more use in training
+MIN_TO_SPLIT = 100  # labelled rows of a column: a tenth of fewer tells nothing of a model
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = {  # what people call them
     "train": "train",
@@ -1003,7 +1003,7 @@ def read_data(
     `names` picks and orders the columns (default: all that look like labels), `all_tasks=False`
     keeps the first alone, and `kinds` {column: kind} says of which kind some are. Splits that a
     file of `train_files` names, in JSON or in a column, count as such. For columns without a
-    labelled validation row, a tenth of the training rows is held out, if that is MIN_HELD_OUT or
+    labelled validation row, a tenth of the training rows is held out, if there are MIN_TO_SPLIT or
     more. What the user should know is added to `notes`. Raises InputError and OSError.
     """
     notes = notes or Notes()
@@ -1280,7 +1280,10 @@ def note_unlabelled_splits(column, splits, notes):
     for split in ("validation", "test"):
         rows = splits[split]
         if rows and not labelled(rows, column):
-            notes.messages.append(f"no {split} row has a label of {column.name!r}")
+            message = f"no {split} row has a label of {column.name!r}"
+            if split == "validation" and len(labelled(splits["train"], column)) >= MIN_TO_SPLIT:
+                message += "; a tenth of its training rows is held out"
+            notes.messages.append(message)
         notes.messages += unseen_labels(column, split, rows)
 
 
@@ -1295,26 +1298,26 @@ def move_held_out(splits, column, columns, seed, notes):
     TooFew where no row can go without losing a class.
     """
     rows = labelled(splits["train"], column)
-    if not any(are_repeated(rows, columns)):
+    counts = count_classes(rows, columns)
+    if not any(can_go(class_labels(row, columns), counts) for row in rows):
         what = f"no row of {column.name!r} can be held out for validation without losing a class"
         reason = "no row can be held out without losing a class"
         raise TooFew(column.name, f"{what}; --val gives rows, --tasks leaves it out", reason)
     num_held = len(labelled(splits["validation"], column))
     num_rows = num_held + len(rows)
-    if num_rows < 10 * MIN_HELD_OUT:
+    if num_rows < MIN_TO_SPLIT:
         what = f"{column.name!r} has {num_rows} training rows, of which a tenth would tell nothing"
         notes.messages.append(f"{what}: none is held out for validation; --val gives such rows")
-    elif num_held < 0.05 * num_rows:
+    elif num_held < 0.05 * num_rows:  # else those of the other columns are enough
         kept, held = hold_out(rows, columns, seed)
         others = [row for row in splits["train"] if column.name not in row.labels]
         splits["train"] = others + kept
         splits["validation"] += held
 
 
-def are_repeated(rows, columns):
-    """Whether each class of a row is that of another one as well, for each row."""
-    counts = count_classes(rows, columns)
-    return [all(counts[label] > 1 for label in class_labels(row, columns)) for row in rows]
+def can_go(labels, counts):
+    """Whether a row of these classes can go, where `counts` rows have each, without losing one."""
+    return all(counts[label] > 1 for label in labels)
 
 
 def count_classes(rows, columns):
@@ -1338,7 +1341,7 @@ def hold_out(rows, columns, seed, fraction=0.1):
     for i in sorted(shuffled, key=lambda i: by_labels(rows[i], columns)):
         due += fraction
         labels = class_labels(rows[i], columns)
-        if due >= 1 and all(left[label] > 1 for label in labels):
+        if due >= 1 and can_go(labels, left):
             held.add(i)
             left.subtract(labels)
             due -= 1

@@ -101,8 +101,9 @@ def finished(tiny, tmp_path_factory):
     for i in range(40):
         mood, liked = ("good", "yes") if i % 2 else ("bad", "no")
         lines.append(f"film {i} is {mood},{liked},{i / 4}")
-    (folder / "rows.csv").write_text("\n".join(lines))
+    (folder / "rows.csv").write_text("\n".join(lines[:37]))
+    (folder / "val.csv").write_text("\n".join([lines[0], *lines[37:]]))
     command = [sys.executable, ROOT / "train.py", "--encoder", tiny, "--epochs", "2"]
-    command += ["--data", folder / "rows.csv", "--out", folder / "run"]
+    command += ["--data", folder / "rows.csv", "--val", folder / "val.csv", "--out", folder / "run"]
     subprocess.run(command, check=True, cwd=folder, capture_output=True)
     return folder / "run"

@@ -707,7 +707,7 @@ def counts_of(rows):
 
 
 def test_files_that_label_different_columns_train_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(columns, "MIN_HELD_OUT", 1)
+    monkeypatch.setattr(columns, "MIN_TO_SPLIT", 10)
     contents = {
         "a.jsonl": [{"text": f"a {i}", "a": i % 3} for i in range(60)],
         "b.jsonl": [{"text": f"b {i}", "b": "xy"[i % 2]} for i in range(40)],
@@ -925,7 +925,7 @@ def test_soft_labels_of_one_file_go_with_the_labels_of_a_table(tmp_path):
 
 
 def test_rows_are_not_held_out_that_alone_give_a_label_some_probability(tmp_path, monkeypatch):
-    monkeypatch.setattr(columns, "MIN_HELD_OUT", 1)
+    monkeypatch.setattr(columns, "MIN_TO_SPLIT", 10)
     path = write_soft(tmp_path, [{"a": 1}, {"b": 1}, {"a": 0.9, "b": 0.1}])
     with open(path, "a") as file:
         for i in range(5):

@@ -322,7 +322,7 @@ def test_compare_tunes_on_validation_rows_with_seeds_that_no_result_has(
     flags += ["--seeds", "2", "--tune", "--out", "c", "--arms", *compare.ARMS]
     with pytest.raises(InputError, match="no validation rows of 'liked' to choose by"):
         compare.main(flags)
-    monkeypatch.setattr("support.columns.MIN_HELD_OUT", 1)
+    monkeypatch.setattr("support.columns.MIN_TO_SPLIT", 10)
     compare.main(flags)
 
     tuned = read_json("c/compare.json")["tuned"]

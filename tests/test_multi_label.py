@@ -418,7 +418,7 @@ def trained(request, tiny, tmp_path_factory):
         flags += ["--multi-label", "tags"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mtbert, "MIN_VALIDATION_ROWS", 1)  # six rows choose the threshold
-        patch.setattr("support.columns.MIN_HELD_OUT", 1)
+        patch.setattr("support.columns.MIN_TO_SPLIT", 10)
         train.main([str(flag) for flag in flags])
     return folder, path
 
@@ -450,7 +450,7 @@ def test_metrics_json_is_of_the_test_predictions(trained):
 
 
 def test_an_epoch_is_scored_under_its_own_best_threshold(trained, monkeypatch):
-    monkeypatch.setattr("support.columns.MIN_HELD_OUT", 1)
+    monkeypatch.setattr("support.columns.MIN_TO_SPLIT", 10)
     folder, path = trained
     model = mtbert.load(folder, dtype="float32")
     _, rows = read_data([str(path)], format=Format(multi_label={"tags": "|"}))

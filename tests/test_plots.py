@@ -91,15 +91,15 @@ def test_a_task_has_the_panels_of_the_metrics_that_it_has(tmp_path, drawn, finis
         predictions.append(row)
     write_lines(run / "test_predictions.jsonl", predictions)
     plots.draw(run, tmp_path / "a.png", {"test": tests, "best_epoch": 1})
-    curves = ["Training loss"]  # and no scores: it has no validation rows
+    curves = ["Training loss", "Validation score after each epoch"]
     accuracy = f"liked, test: accuracy {tests['liked']['accuracy']:.3f}"
     confusion = [accuracy, "liked, test: calibration"]
     numbers = ["stars, test: Pearson 0.500"]
-    assert titles(drawn[-1]) == [*curves, *confusion, *numbers]
+    assert titles(drawn[-1]) == [curves[0], *confusion, curves[1], *numbers]
 
     del tests["liked"]["reliability"]  # as in the metrics.json of the former version
     plots.draw(run, tmp_path / "a.png", {"test": tests, "best_epoch": 2})
-    assert titles(drawn[-1]) == [*curves, confusion[0], *numbers]
+    assert titles(drawn[-1]) == [curves[0], confusion[0], curves[1], *numbers]
 
     plots.draw(run, tmp_path / "a.png", {"test": {}, "best_epoch": 2})  # --no-test
     assert titles(drawn[-1]) == curves
