@@ -247,7 +247,19 @@ def verdict_in_words(difference):
 
 
 def mean_and_spread(values):
+    """The mean and, of two or more values, their standard deviation."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
     return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+
+
+def difference_in_words(first, second):
+    """The mean of first - second and its 95 % interval. Both are {seed: score}, paired by seed."""
+    seeds = sorted(set(first) & set(second))
+    if len(seeds) < 2:
+        return "-"
+    found = paired_difference([first[seed] for seed in seeds], [second[seed] for seed in seeds])
+    return f"{found['mean']:+.1f} ({found['low']:+.1f} to {found['high']:+.1f})"
 
 
 # --------------------------------------------------------------------------------------------------

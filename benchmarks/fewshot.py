@@ -391,34 +391,48 @@ def run_jobs(jobs, args):
 # The table
 
 
-def mean_and_spread(shares):
-    """Shares in %: their mean and, of two or more, their standard deviation."""
-    mean = f"{100 * np.mean(shares):.1f}"
-    if len(shares) == 1:
-        return mean
-    return f"{mean} ± {100 * np.std(shares, ddof=1):.1f}"
+def group_results(results):
+    """{(set, rows of a class): {method: its results}}, in the order of the results."""
+    groups = {}
+    for result in results:
+        methods = groups.setdefault((result["set"], result["size"]), {})
+        methods.setdefault(result["method"], []).append(result)
+    return groups
 
 
 def table(results):
     """The lines of a Markdown table, with a line for each set, size and method."""
-    groups = {}
-    for result in results:
-        name = (result["set"], result["size"], result["method"])
-        groups.setdefault(name, []).append(result)
-    sets = [result["set"] for result in results]
+    from benchmarks.compare import mean_and_spread
+
     lines = [
         "| set | rows a class | method | draws | accuracy | macro-F1 | training, s | in all, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name in sorted(groups, key=lambda name: (sets.index(name[0]), name[1])):
-        group = groups[name]
-        cells = [*name, len(group)]
-        for metric in ("accuracy", "macro_f1"):
-            cells.append(mean_and_spread([result[metric] for result in group]))
-        for metric in ("train_seconds", "seconds"):
-            median = np.median([result[metric] for result in group])
-            cells.append(f"{median:.1f}")
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    for (name, size), methods in group_results(results).items():
+        for method, group in methods.items():
+            cells = [name, str(size), method, str(len(group))]
+            for metric in ("accuracy", "macro_f1"):
+                cells.append(mean_and_spread([100 * result[metric] for result in group]))
+            for metric in ("train_seconds", "seconds"):
+                median = np.median([result[metric] for result in group])
+                cells.append(f"{median:.1f}")
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def table_of_differences(results):
+    """The same for the accuracy of the first method minus that of each other one, by draw."""
+    from benchmarks.compare import difference_in_words
+
+    lines = ["| set | rows a class | first - second | accuracy |", "|---|---|---|---|"]
+    for (name, size), methods in group_results(results).items():
+        accuracy = {}
+        for method, group in methods.items():
+            accuracy[method] = {result["draw"]: 100 * result["accuracy"] for result in group}
+        first = next(iter(methods))
+        for method in list(methods)[1:]:
+            difference = difference_in_words(accuracy[first], accuracy[method])
+            lines.append(f"| {name} | {size} | {first} - {method} | {difference} |")
     return lines
 
 
@@ -428,8 +442,11 @@ def main(argv=None):
     rows = sorted({result["test_rows"] for result in results})
     print(f"test scores in %, of {' or '.join(map(str, rows))} rows: mean ± standard deviation")
     print("seconds: medians; in all: with the imports and with the predictions of the test rows")
+    print("differences: paired by draw, with 95 % intervals")
     print()
     print("\n".join(table(results)))
+    print()
+    print("\n".join(table_of_differences(results)))
 
 
 if __name__ == "__main__":

@@ -49,12 +49,6 @@ def tell_apart(folder, rows):
     return 100 * num_right / len(rows)
 
 
-def in_words(values):
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return compare.mean_and_spread(values)
-
-
 def main():
     parser = Parser(description="Is the sample like real reviews, and what is reached on it?")
     parser.add_argument("data", type=Path, help="the folder that holds sst/")
@@ -82,7 +76,8 @@ def main():
         folders.append(train_once(args.out / f"shared-{seed}", "--seed", str(seed)))
     shares = [tell_apart(folder, rows) for folder in folders]
     each = ", ".join(f"{share:.1f}" for share in shares)
-    print(f"trained on the sample: {in_words(shares)} % of {len(rows)} test rows of SST told apart")
+    found = compare.mean_and_spread(shares)
+    print(f"trained on the sample: {found} % of {len(rows)} test rows of SST told apart")
     print(f"  {args.seeds} seeds: {each}")
     print_scores(train.make_tasks(columns), sample, folders)
 
@@ -97,7 +92,7 @@ def print_scores(tasks, sample, folders):
             scores = []
             for metrics in tested:
                 scores.append(100 * metrics[task.name][key])
-            ours = in_words(scores)
+            ours = compare.mean_and_spread(scores)
             what = f"{task.name}, {key}: {ours} % of the sample's test rows"
             print(f"{what}; TF-IDF, linear: {100 * linear[key]:.1f}")
 

@@ -215,7 +215,7 @@ def scores_of(results, cell, setting, choice):
 
 def print_table(args, results):
     """Scores by cell, setting and choice, and the difference from the first setting's."""
-    from benchmarks.compare import mean_and_spread
+    from benchmarks.compare import difference_in_words, mean_and_spread
 
     base = args.settings[0].partition("=")[0]
     print("| rows | score | setting | kept | last | mean of 3 | kept - base | mean of 3 - kept |")
@@ -230,20 +230,9 @@ def print_table(args, results):
                 for choice in CHOICES:
                     values = list(by_choice[choice][score].values())
                     words.append(mean_and_spread(values))
-                words.append(difference(kept, base_scores.get(score, {})))
-                words.append(difference(by_choice["mean of 3"][score], kept))
+                words.append(difference_in_words(kept, base_scores.get(score, {})))
+                words.append(difference_in_words(by_choice["mean of 3"][score], kept))
                 print(f"| {' | '.join(words)} |")
-
-
-def difference(first, second):
-    """The mean of the differences, paired by seed, and its 95 % interval."""
-    from benchmarks.compare import paired_difference
-
-    seeds = sorted(set(first) & set(second))
-    if len(seeds) < 2:
-        return "-"
-    found = paired_difference([first[seed] for seed in seeds], [second[seed] for seed in seeds])
-    return f"{found['mean']:+.1f} ({found['low']:+.1f} to {found['high']:+.1f})"
 
 
 def main():

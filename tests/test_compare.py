@@ -65,6 +65,11 @@ def test_verdicts():
     assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
 
 
+def test_the_spread_is_that_of_a_sample():
+    assert compare.mean_and_spread([70, 80]) == "75.0 ± 7.1"
+    assert compare.mean_and_spread([70]) == "70.0"
+
+
 @pytest.mark.parametrize(
     ("scores", "margin", "verdicts"),
     [

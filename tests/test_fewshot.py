@@ -132,14 +132,22 @@ def test_the_table_has_means_and_spreads_over_the_draws(data, tmp_path, calls, c
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"test scores in %, of 28 rows", lines[0])
     start = "| shop:mood | 4 | {} | 2 | {} | {} | 1.0 | "
-    assert lines[-2].startswith(start.format("mtbert single", "100.0 ± 0.0", "100.0 ± 0.0"))
+    assert lines[6].startswith(start.format("mtbert single", "100.0 ± 0.0", "100.0 ± 0.0"))
     # 20 of 28 are right; F1 of the three classes: 40/48, 0, 0
-    assert lines[-1].startswith(start.format("logistic regression", "71.4 ± 0.0", "27.8 ± 0.0"))
+    assert lines[7].startswith(start.format("logistic regression", "71.4 ± 0.0", "27.8 ± 0.0"))
+    assert lines[-1].startswith("| shop:mood | 4 | mtbert single - logistic regression | +28.6 ")
 
 
-def test_the_spread_is_that_of_a_sample():
-    assert fewshot.mean_and_spread([0.7, 0.8]) == "75.0 ± 7.1"
-    assert fewshot.mean_and_spread([0.7]) == "70.0"
+def test_methods_are_compared_by_draw():
+    results = []
+    for method, accuracies in {"a": [0.7, 0.8, 0.9], "b": [0.6, 0.6, 0.9], "c": [0.5]}.items():
+        for draw, accuracy in enumerate(accuracies):
+            result = {"set": "shop:mood", "size": 4, "method": method, "draw": draw}
+            results.append(result | {"accuracy": accuracy})
+    lines = fewshot.table_of_differences(results)
+    # differences of 10, 20 and 0: a spread of 10, t of 4.303, so 10 ± 4.303 * 10 / sqrt(3)
+    assert lines[2] == "| shop:mood | 4 | a - b | +10.0 (-14.8 to +34.8) |"
+    assert lines[3] == "| shop:mood | 4 | a - c | - |"
 
 
 def test_results_of_other_settings_are_not_taken(data, tmp_path, calls):
