@@ -712,6 +712,15 @@ def count_rows(labels):
     return {name: int(is_labelled(values).sum()) for name, values in labels.items()}
 
 
+def default_batch_size(num_draws, epochs):
+    """The rows in a step, so that so many draws make about 250 steps in `epochs`: 8, 16, 24 or 32.
+
+    epochs: None where their number is open as well; it is then 20, the most by default.
+    """
+    eighths = round((epochs or 20) * num_draws / 250 / 8)
+    return 8 * min(max(eighths, 1), 4)
+
+
 def default_epochs(num_draws, batch_size):
     """The epochs of so many draws that make about 250 steps, but at least 3 and at most 20."""
     return min(max(round(250 * batch_size / num_draws), 3), 20)

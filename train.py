@@ -40,6 +40,7 @@ VAL_HELP = "validation rows (default: a tenth of the training rows, if they are 
 HEAD_INIT_HELP = "how heads start: as linear fits, or at random (default: %(default)s)"
 TEACHERS_HELP = "finished runs, whose predictions are learned beside the labels"
 ANNEALING_HELP = "learn at first from the teachers, at last from the labels (default: half, half)"
+BATCH_SIZE_HELP = "rows in a step (default: 32; 24, 16 or 8 where steps would be fewer than 250)"
 HEAD_LR_HELP = (
     f"of the heads, in separate-lr (default: {mtbert.VARIANTS['separate-lr']['head_lr']})"
 )
@@ -119,7 +120,7 @@ def make_parser():
     flag(
         "--class-weights", choices=("balanced",), help="balanced: n / (classes * rows of the class)"
     )
-    flag("--batch-size", **counts, default=32, help="rows in a step (default: %(default)s)")
+    flag("--batch-size", **counts, help=BATCH_SIZE_HELP)
     flag("--gradient-accumulation", **counts, default=1, help="parts of a batch, to save memory")
     flag("--lr", type=rate, default=1e-4, help="peak learning rate (default: %(default)s)")
     flag("--head-lr", type=rate, help=HEAD_LR_HELP)
@@ -223,6 +224,8 @@ def resumed_args(parser, args, argv):
                 f"{name} {given} contradicts {name} {value} of the run in {args.resume}"
             )
     together.argv = flags["argv"]
+    for name in ("epochs", "batch_size"):  # as `prepare` chose them when the run began
+        setattr(together, name, flags[name])
     together.repeats = flags["repeats"]
     return together
 
@@ -352,6 +355,8 @@ def prepare(args, device, saved):
     draws = mtbert.expected_draws(learned, args.task_sampling, args.repeats)
     rates = mtbert.label_rates(draws, learned)
     num_learned = mtbert.count_rows(learned)
+    if args.batch_size is None:
+        args.batch_size = mtbert.default_batch_size(draws.sum(), args.epochs)
     if args.epochs is None:
         args.epochs = mtbert.default_epochs(draws.sum(), args.batch_size)
     if saved:

@@ -975,11 +975,15 @@ def compare(args, flags, rest, out):
 
     num_draws = count_draws(tasks, rows, flags)
     epochs = flags.epochs
+    batch_size = flags.batch_size
+    if batch_size is None:
+        batch_size = mtbert.default_batch_size(num_draws, epochs)
     if epochs is None:
-        epochs = mtbert.default_epochs(num_draws, flags.batch_size)
-    num_steps = epochs * math.ceil(num_draws / flags.batch_size)
-    argv = without(rest, (*FILE_FLAGS, "--epochs"))
-    argv += ["--epochs", str(epochs), "--data", str(out / "data.json")]
+        epochs = mtbert.default_epochs(num_draws, batch_size)
+    num_steps = epochs * math.ceil(num_draws / batch_size)
+    argv = without(rest, (*FILE_FLAGS, "--epochs", "--batch-size"))
+    argv += ["--epochs", str(epochs), "--batch-size", str(batch_size)]
+    argv += ["--data", str(out / "data.json")]
     if args.pairs:
         contenders = make_pairs(args, columns, num_draws, rows, flags)
     else:

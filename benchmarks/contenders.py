@@ -230,6 +230,7 @@ def train_mtbert(start, rows, *tasks, epochs=1, seed=0, watch=None, flags=(), ti
         argv = ["--data", f"{folder}/train.jsonl", "--val", f"{folder}/val.jsonl"]
         argv += ["--tasks", *[task.name for task in tasks], "--encoder", str(start.encoder)]
         argv += ["--device", str(start.device), "--epochs", str(epochs), "--seed", str(seed)]
+        argv += ["--batch-size", str(BATCH)]
         args = train.parse_args([*argv, *flags])
         model, _, data = train.prepare(args, start.device, None)
         if watch is not None:

@@ -152,7 +152,8 @@ def print_steps(epochs, draws, batch_size):
     """Say how long the training is; `draws` is the number of rows that an epoch draws."""
     steps = epochs * math.ceil(draws / batch_size)
     count = "1 epoch" if epochs == 1 else f"{epochs} epochs"
-    print(f"{count} of {draws} draws, {steps} steps (by default about 250, in 3 to 20 epochs)")
+    rule = "by default about 250, in 3 to 20 epochs"
+    print(f"{count} of {draws} draws, {steps} steps of {batch_size} rows ({rule})")
 
 
 def print_texts(data, max_length, how, encoder):

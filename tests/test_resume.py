@@ -230,6 +230,26 @@ def test_a_resume_under_other_versions_warns_and_keeps_what_the_run_began_with(
     assert runs.read_record("run/config.json")["versions"]["torch"] == "1.0"
 
 
+def test_a_resumed_run_keeps_its_steps_where_another_version_would_choose_others(
+    tiny, tmp_path, monkeypatch, signal_at
+):
+    monkeypatch.chdir(tmp_path)
+    write_rows()
+    with monkeypatch.context() as patch:
+        patch.setattr(mtbert, "default_batch_size", lambda draws, epochs: 6)
+        patch.setattr(mtbert, "default_epochs", lambda draws, size: 2)
+        signal_at(mtbert, "forward_backward", 5, signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(["--data", "rows.json", "--encoder", str(tiny), "--out", "run"])
+    train.main(["--resume", "run"])
+    steps = []
+    for line in Path("run/log.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if "loss" in entry:
+            steps.append(entry["step"])
+    assert steps == list(range(1, 9))  # 24 rows in batches of 6, twice
+
+
 # --------------------------------------------------------------------------------------------------
 # The command line, killed and resumed
 

@@ -264,6 +264,12 @@ def test_by_default_a_training_has_about_250_steps_in_3_to_20_epochs():
     assert [mtbert.default_epochs(n, 32) for n in sizes] == [20, 10, 4, 3, 3]
 
 
+def test_by_default_batches_are_smaller_where_there_would_be_fewer_than_250_steps():
+    sizes = [mtbert.default_batch_size(n, None) for n in (24, 104, 192, 300, 384, 1350)]
+    assert sizes == [8, 8, 16, 24, 32, 32]
+    assert [mtbert.default_batch_size(1424, n) for n in (1, 2, 3, 6)] == [8, 8, 16, 32]
+
+
 def write_rows(folder):
     """200 rows with a class, of which 40 have a number too."""
     rows = []

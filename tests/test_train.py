@@ -178,7 +178,7 @@ def test_defaults():
         "patience": None,
         "task_sampling": 0.5,
         "class_weights": None,
-        "batch_size": 32,
+        "batch_size": None,
         "gradient_accumulation": 1,
         "lr": 1e-4,
         "head_lr": 1e-4,
