@@ -103,9 +103,11 @@ for part; do
         run first-then 5 --data "$rows" --tasks sentiment --variant single \
             --encoder "$out/first-fine-@SEED@" ;;
 
-    short) # one epoch on every sixth row: what pooling, rates, warm-up and heads' start add
+    short) # one epoch on every sixth row: what pooling, rates, warm-up, heads and batches add
         every 6 1 sst
         sixth=("${sst[@]}" --data "$out/sst-1.jsonl" --tasks sentiment --epochs 1)
+        run short-default 5 "${sixth[@]}" --variant single
+        sixth+=(--batch-size 32)
         run short-fit 5 "${sixth[@]}" --variant single
         sixth+=(--variant separate-lr --head-init random)
         run short-cls 5 "${sixth[@]}" --pooling cls --lr 5e-5 --head-lr 5e-5 --warmup-ratio 0
