@@ -713,12 +713,13 @@ def count_rows(labels):
 
 
 def default_batch_size(num_draws, epochs):
-    """The rows in a step, so that so many draws make about 250 steps in `epochs`: 8, 16, 24 or 32.
+    """The fewest of 8, 16, 24 and 32 rows in a step with which a training has 250 steps at most.
 
-    epochs: None where their number is open as well; it is then 20, the most by default.
+    Where 32 have more, they are taken. num_draws: of an epoch. epochs: None where their number is
+    open as well; it is then 20, the most by default.
     """
-    eighths = round((epochs or 20) * num_draws / 250 / 8)
-    return 8 * min(max(eighths, 1), 4)
+    num_rows = (epochs or 20) * round(num_draws) / 250
+    return min(8 * math.ceil(num_rows / 8), 32)
 
 
 def default_epochs(num_draws, batch_size):

@@ -40,7 +40,7 @@ VAL_HELP = "validation rows (default: a tenth of the training rows, if they are 
 HEAD_INIT_HELP = "how heads start: as linear fits, or at random (default: %(default)s)"
 TEACHERS_HELP = "finished runs, whose predictions are learned beside the labels"
 ANNEALING_HELP = "learn at first from the teachers, at last from the labels (default: half, half)"
-BATCH_SIZE_HELP = "rows in a step (default: 32; 24, 16 or 8 where steps would be fewer than 250)"
+BATCH_SIZE_HELP = "rows in a step (default: 32; 24, 16 or 8 where that makes 250 steps at most)"
 HEAD_LR_HELP = (
     f"of the heads, in separate-lr (default: {mtbert.VARIANTS['separate-lr']['head_lr']})"
 )
@@ -216,6 +216,10 @@ def resumed_args(parser, args, argv):
     check_renamed(flags["argv"])
     stored = parser.parse_args(flags["argv"])
     together = parser.parse_args(flags["argv"] + argv)
+    for name in ("epochs", "batch_size"):  # what `prepare` chose when the run began
+        for parsed in (stored, together):
+            if getattr(parsed, name) is None:
+                setattr(parsed, name, flags[name])
     for name, value in vars(stored).items():
         given = getattr(together, name)
         if name not in MAY_DIFFER and given != value:
@@ -224,8 +228,6 @@ def resumed_args(parser, args, argv):
                 f"{name} {given} contradicts {name} {value} of the run in {args.resume}"
             )
     together.argv = flags["argv"]
-    for name in ("epochs", "batch_size"):  # as `prepare` chose them when the run began
-        setattr(together, name, flags[name])
     together.repeats = flags["repeats"]
     return together
 

@@ -57,7 +57,7 @@ def measure_round(checkout, folder, device, dtypes):
     """{what: seconds} of a checkout, which keeps its run in `folder`."""
     out = folder / "run"
     argv = ["--data", folder / "train.jsonl", "--val", folder / "val.jsonl"]
-    argv += ["--variant", "single", "--epochs", "1", "--device", device]
+    argv += ["--variant", "single", "--epochs", "1", "--batch-size", "32", "--device", device]
     argv += ["--out", out, "--overwrite"]
     seconds = {"training, an epoch": seconds_of_main(checkout, "train", out, argv)}
     for dtype in dtypes:

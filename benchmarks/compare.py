@@ -974,15 +974,13 @@ def compare(args, flags, rest, out):
     report.print_data(tasks, columns, rows, notes)
 
     num_draws = count_draws(tasks, rows, flags)
-    epochs = flags.epochs
-    batch_size = flags.batch_size
-    if batch_size is None:
-        batch_size = mtbert.default_batch_size(num_draws, epochs)
-    if epochs is None:
-        epochs = mtbert.default_epochs(num_draws, batch_size)
-    num_steps = epochs * math.ceil(num_draws / batch_size)
+    if flags.batch_size is None:
+        flags.batch_size = mtbert.default_batch_size(num_draws, flags.epochs)
+    if flags.epochs is None:
+        flags.epochs = mtbert.default_epochs(num_draws, flags.batch_size)
+    num_steps = flags.epochs * math.ceil(num_draws / flags.batch_size)
     argv = without(rest, (*FILE_FLAGS, "--epochs", "--batch-size"))
-    argv += ["--epochs", str(epochs), "--batch-size", str(batch_size)]
+    argv += ["--epochs", str(flags.epochs), "--batch-size", str(flags.batch_size)]
     argv += ["--data", str(out / "data.json")]
     if args.pairs:
         contenders = make_pairs(args, columns, num_draws, rows, flags)

@@ -421,10 +421,10 @@ def table(results):
 
 
 def table_of_differences(results):
-    """The same for the accuracy of the first method minus that of each other one, by draw."""
+    """The lines of a Markdown table: the accuracy of the first method minus that of each other."""
     from benchmarks.compare import difference_in_words
 
-    lines = ["| set | rows a class | first - second | accuracy |", "|---|---|---|---|"]
+    lines = ["| set | rows a class | difference | accuracy |", "|---|---|---|---|"]
     for (name, size), methods in group_results(results).items():
         accuracy = {}
         for method, group in methods.items():

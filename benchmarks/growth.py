@@ -120,7 +120,8 @@ def measure_training(task, rows, folder, args):
         repeat_rows(folder / "rows.jsonl", rows, count, task)
         command = [HERE / "train.py", "--variant", "single", "--tasks", task.name]
         command += ["--data", folder / "rows.jsonl", "--val", folder / "val.jsonl"]
-        command += ["--epochs", 1, "--device", "cpu", "--out", folder / "run", "--overwrite"]
+        command += ["--epochs", 1, "--batch-size", 32, "--device", "cpu"]
+        command += ["--out", folder / "run", "--overwrite"]
         _, peak = run_python(*command)
         metrics = json.loads((folder / "run" / "metrics.json").read_text("utf-8"))
         return metrics["train_seconds"], peak

@@ -378,9 +378,10 @@ def test_distilled_has_the_single_models_of_its_seed_as_teachers_and_as_many_ste
     script, tiny, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mtbert, "default_batch_size", lambda draws, epochs: 4)
     write_partly_labelled_films()
     flags = ["--data", "a.csv", "--test", "a.csv", "--tasks", "liked", "stars", "--encoder", tiny]
-    flags += ["--epochs", "2", "--seeds", "2", "--batch-size", "4", "--out", "c"]
+    flags += ["--epochs", "2", "--seeds", "2", "--out", "c"]
     status, out, err = script("benchmarks/compare.py", *flags, "--arms", "shared", "single")
     assert status == 0, err
     assert "distilled" not in out and "separate-lr" not in out
@@ -397,7 +398,13 @@ def test_distilled_has_the_single_models_of_its_seed_as_teachers_and_as_many_ste
     assert "--teacher-annealing" in argv
     assert steps_of("c/distilled-1") == steps_of("c/shared-1") > 10
 
+    # What is chosen by the rows of all tasks holds for the models of single ones
+    for folder in ("distilled-0", "shared-0", "single-1-liked-0", "single-2-stars-0"):
+        argv = read_json(f"c/{folder}/config.json")["flags"]["argv"]
+        assert argv[argv.index("--batch-size") + 1] == "4"
+
     result = read_json("c/compare.json")
+    assert result["flags"]["batch_size"] == 4
     for task in result["tasks"].values():
         for differences in task["differences"].values():
             pairs = {"shared - single", "distilled - single", "distilled - shared"}

@@ -241,7 +241,9 @@ def test_a_resumed_run_keeps_its_steps_where_another_version_would_choose_others
         signal_at(mtbert, "forward_backward", 5, signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             train.main(["--data", "rows.json", "--encoder", str(tiny), "--out", "run"])
-    train.main(["--resume", "run"])
+    with pytest.raises(InputError, match="--batch-size 8 contradicts --batch-size 6"):
+        train.main(["--resume", "run", "--batch-size", "8"])
+    train.main(["--resume", "run", "--batch-size", "6"])
     steps = []
     for line in Path("run/log.jsonl").read_text().splitlines():
         entry = json.loads(line)

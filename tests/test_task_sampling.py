@@ -265,9 +265,12 @@ def test_by_default_a_training_has_about_250_steps_in_3_to_20_epochs():
 
 
 def test_by_default_batches_are_smaller_where_there_would_be_fewer_than_250_steps():
-    sizes = [mtbert.default_batch_size(n, None) for n in (24, 104, 192, 300, 384, 1350)]
-    assert sizes == [8, 8, 16, 24, 32, 32]
-    assert [mtbert.default_batch_size(1424, n) for n in (1, 2, 3, 6)] == [8, 8, 16, 32]
+    assert [mtbert.default_batch_size(n, None) for n in (1, 24, 100)] == [8, 8, 8]
+    assert [mtbert.default_batch_size(n, None) for n in (101, 200, 201, 300)] == [16, 16, 24, 24]
+    assert [mtbert.default_batch_size(n, None) for n in (301, 1350, 10**6)] == [32, 32, 32]
+    assert [mtbert.default_batch_size(1424, n) for n in (1, 2, 3, 6)] == [8, 16, 24, 32]
+    for n in range(1, 400):  # these rows are few: they are learned 20 times in any batches
+        assert mtbert.default_epochs(n, mtbert.default_batch_size(n, None)) == 20
 
 
 def write_rows(folder):
