@@ -1307,7 +1307,10 @@ def move_held_out(splits, column, columns, seed, notes):
     num_rows = num_held + len(rows)
     if num_rows < MIN_TO_SPLIT:
         what = f"{column.name!r} has {num_rows} training rows, of which a tenth would tell nothing"
-        notes.messages.append(f"{what}: none is held out for validation; --val gives such rows")
+        held = "none is held out for validation"
+        if num_held > 0:
+            held = f"it is validated by the {num_held} that other tasks hold out, and no more"
+        notes.messages.append(f"{what}: {held}; --val gives such rows")
     elif num_held < 0.05 * num_rows:  # else those of the other columns are enough
         kept, held = hold_out(rows, columns, seed)
         others = [row for row in splits["train"] if column.name not in row.labels]

@@ -759,7 +759,23 @@ def test_no_row_is_held_out_where_a_tenth_would_tell_nothing(tmp_path):
     assert counts_of(splits["train"]) == {("a",): 180, ("b",): 99, ("c",): 4}
     about_b, about_c = notes.messages
     assert about_b.startswith("'b' has 99 training rows, of which a tenth would tell nothing")
+    assert about_b.endswith(": none is held out for validation; --val gives such rows")
     assert about_c.startswith("'c' has 4 training rows")
+
+
+def test_a_column_of_few_rows_may_be_validated_by_what_others_hold_out(tmp_path):
+    rows = []
+    for i in range(120):
+        row = {"text": f"{i}", "a": i % 2}
+        if i < 90:
+            row["b"] = i % 2
+        rows.append(row)
+    notes = Notes()
+    _, splits = read_data([write(tmp_path / "a.json", json.dumps(rows))], notes=notes)
+    held = counts_of(splits["validation"])
+    assert held["a", "b"] + held["a",] == 12
+    [about_b] = notes.messages
+    assert f"it is validated by the {held['a', 'b']} that other tasks hold out" in about_b
 
 
 def test_rows_held_out_for_one_column_count_for_another_that_labels_them(tmp_path):
