@@ -1364,26 +1364,32 @@ def copy_to_cpu(state):
     return {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
 
 
-MIN_VALIDATION_ROWS = 30  # labelled for a task: fewer do not tell two epochs apart
+MIN_TO_JUDGE = 100  # validation rows of a task: fewer do not tell two epochs apart
+MIN_TO_CALIBRATE = 30  # the same: fewer say nothing of a temperature or a threshold
 
 
 def tasks_that_judge(tasks, labels):
-    """The names of the tasks with enough validation rows to choose an epoch and a temperature.
+    """The names of the tasks with enough validation rows to choose an epoch.
 
     Where no task has them, the last epoch is taken. Arguments: `evaluate`.
     """
+    return tasks_with_labels(tasks, labels, MIN_TO_JUDGE)
+
+
+def tasks_with_labels(tasks, labels, least):
+    """The names of the tasks with at least so many labelled rows. Arguments: `evaluate`."""
     names = []
     for task in tasks:
-        if is_labelled(labels[task.name]).sum() >= MIN_VALIDATION_ROWS:
+        if is_labelled(labels[task.name]).sum() >= least:
             names.append(task.name)
     return names
 
 
 def calibrate(tasks, labels, logits):
     """Fit what each task fits on validation rows: temperature, threshold. Arguments: `evaluate`."""
-    judges = tasks_that_judge(tasks, labels)
+    calibrated = tasks_with_labels(tasks, labels, MIN_TO_CALIBRATE)
     for task in tasks:
-        if task.name in judges:
+        if task.name in calibrated:
             rows = is_labelled(labels[task.name])
             task.calibrate(labels[task.name][rows], logits[task.name][rows])
 

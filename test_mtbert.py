@@ -597,7 +597,7 @@ def validation_scores(monkeypatch, scores):
         return {"mood": {"macro_f1": next(scores)}, "stars": {"pearson": 0.3}}
 
     monkeypatch.setattr(mtbert, "validate", validate)
-    monkeypatch.setattr(mtbert, "MIN_VALIDATION_ROWS", 1)
+    monkeypatch.setattr(mtbert, "MIN_TO_JUDGE", 1)
     return states
 
 
@@ -612,7 +612,7 @@ def test_the_best_epoch_is_kept(tiny, tmp_path, monkeypatch):
 def test_few_validation_rows_choose_neither_epoch_nor_temperature(tiny, tmp_path, monkeypatch):
     """The epoch is chosen by the tasks with enough of them, or is the last one."""
     states = validation_scores(monkeypatch, [0.9, 0.2, 0.1])
-    monkeypatch.setattr(mtbert, "MIN_VALIDATION_ROWS", 30)
+    monkeypatch.setattr(mtbert, "MIN_TO_JUDGE", 100)
     best = train_tiny(tiny, tmp_path / "a", "--epochs", "3").best
     for name, weight in best.items():
         assert torch.equal(weight, states[2][name])
@@ -621,10 +621,12 @@ def test_few_validation_rows_choose_neither_epoch_nor_temperature(tiny, tmp_path
     assert mtbert.mean_score({"mood": 0.2, "stars": 0.4}, ["stars"]) == 0.4
     model = tiny_model(tiny, [MOOD, TAGS])
     rng = np.random.default_rng(0)
-    labels = {"mood": rng.integers(0, 2, 40), "tags": np.full((40, 4), np.nan, np.float32)}
+    labels = {"mood": rng.integers(0, 2, 100), "tags": np.full((100, 4), np.nan, np.float32)}
     labels["tags"][:29] = 0
-    logits = {"mood": rng.normal(0, 9, (40, 2)), "tags": rng.normal(0, 9, (40, 3))}
+    logits = {"mood": rng.normal(0, 9, (100, 2)), "tags": rng.normal(0, 9, (100, 3))}
     assert mtbert.tasks_that_judge(model.tasks, labels) == ["mood"]
+    labels["mood"][30:] = mtbert.NO_CLASS  # 30 calibrate, and do not judge
+    assert mtbert.tasks_that_judge(model.tasks, labels) == []
     mtbert.calibrate(model.tasks, labels, logits)
     mood, tags = model.tasks
     assert mood.temperature > 1.5 and (tags.temperature, tags.threshold) == (1.0, 0.5)

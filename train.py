@@ -367,7 +367,8 @@ def prepare(args, device, saved):
     report.print_teachers(teachers, mtbert.count_rows(data["train"].teachers), len(draws))
     report.print_steps(args.epochs, round(draws.sum()), args.batch_size)
     judges = mtbert.tasks_that_judge(tasks, data["validation"].labels)
-    report.print_judges(tasks, judges, mtbert.MIN_VALIDATION_ROWS)
+    counts = mtbert.count_rows(data["validation"].labels)
+    report.print_few_to_validate(counts, mtbert.MIN_TO_JUDGE, mtbert.MIN_TO_CALIBRATE)
     if args.patience and not judges:
         warn("--patience is not used: there are too few validation rows to choose an epoch")
     report.print_texts(data, max_length, mtbert.TRUNCATION[args.truncation], args.encoder)

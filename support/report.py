@@ -198,18 +198,17 @@ def print_fitted_heads(fitted):
     print(f"heads start as linear fits to the encoder's states: {which}")
 
 
-def print_judges(tasks, judges, least):
-    """Say which tasks have fewer than `least` validation rows, and what that means.
-
-    judges: the names of the tasks that have more.
-    """
-    names = [task.name for task in tasks if task.name not in judges]
-    if not names:
-        return
-    consequence = "they choose no epoch, and nothing is calibrated"
-    if not judges:
-        consequence = "the last epoch is kept, and nothing is calibrated"
-    print(f"fewer than {least} validation rows of {listed(names)}: {consequence}")
+def print_few_to_validate(counts, least_to_judge, least_to_calibrate):
+    """Say which tasks have few validation rows, {task: their number}, and what that means."""
+    no_judges = [name for name, count in counts.items() if count < least_to_judge]
+    if no_judges:
+        consequence = "they choose no epoch"
+        if len(no_judges) == len(counts):
+            consequence = "the last epoch is kept"
+        print(f"fewer than {least_to_judge} validation rows of {listed(no_judges)}: {consequence}")
+    raw = [name for name, count in counts.items() if count < least_to_calibrate]
+    if raw:
+        print(f"fewer than {least_to_calibrate} of {listed(raw)}: nothing is calibrated")
 
 
 def print_groups(groups):

@@ -417,7 +417,7 @@ def trained(request, tiny, tmp_path_factory):
     if path.suffix == ".csv":
         flags += ["--multi-label", "tags"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mtbert, "MIN_VALIDATION_ROWS", 1)  # six rows choose the threshold
+        patch.setattr(mtbert, "MIN_TO_CALIBRATE", 1)  # six rows choose the threshold
         patch.setattr("support.columns.MIN_TO_SPLIT", 10)
         train.main([str(flag) for flag in flags])
     return folder, path

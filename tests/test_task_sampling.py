@@ -235,7 +235,7 @@ def test_patience_ends_a_resumed_run_after_the_same_epoch(tiny, tmp_path, monkey
         return {"mood": {"macro_f1": score}, "stars": {"pearson": 0.0}}
 
     monkeypatch.setattr(mtbert, "validate", validate)
-    monkeypatch.setattr(mtbert, "MIN_VALIDATION_ROWS", 1)
+    monkeypatch.setattr(mtbert, "MIN_TO_JUDGE", 1)
     number_of_epoch = iter(range(7))
     train_tiny(tiny, tmp_path / "whole", *flags)
     assert next(number_of_epoch) == 6
