@@ -442,9 +442,10 @@ def main(argv=None):
     rows = sorted({result["test_rows"] for result in results})
     print(f"test scores in %, of {' or '.join(map(str, rows))} rows: mean ± standard deviation")
     print("seconds: medians; in all: with the imports and with the predictions of the test rows")
-    print("differences: paired by draw, with 95 % intervals")
     print()
     print("\n".join(table(results)))
+    print()
+    print("accuracy of methods compared by draw: mean difference and its 95 % interval")
     print()
     print("\n".join(table_of_differences(results)))
 
