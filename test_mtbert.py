@@ -331,7 +331,8 @@ def test_an_encoder_without_a_checkpoint_learns_a_rule(tiny, tmp_path):
     tokenizer = mtbert.load_tokenizer(tiny, 64, 30522)
     encoder = mtbert.Encoder(config, dropout=0.0)
     model = mtbert.MTBert(encoder, copy.deepcopy([MOOD]), tokenizer, dropout=0.0)
-    args = train.parse_args(["--variant", "single", "--epochs", "8", "--lr", "1e-2"])
+    flags = ["--epochs", "8", "--batch-size", "32", "--lr", "1e-2"]
+    args = train.parse_args(["--variant", "single", *flags])
     data = {
         "train": mtbert.encode(tokenizer, rows[:200], [MOOD]),
         "validation": mtbert.encode(tokenizer, rows[200:], [MOOD]),
