@@ -1248,8 +1248,9 @@ def check_finite(losses, step):
 def train(model, data, args, folder):
     """Train on data["train"] with the flags of train.py, or go on from the folder's snapshot.
 
-    The number of epochs and the batch size, which train.py chooses where no flag does, are in
-    `args`. -> the runs.Run. Its `best` is the state dict of the epoch that is best on data["validation"],
+    train.py has put a number of epochs and a batch size into `args` where no flag named them.
+
+    -> the runs.Run. Its `best` is the state dict of the epoch that is best on data["validation"],
     by the mean of the selection score over the tasks that judge (`tasks_that_judge`), or of the
     last epoch where none does; `state` has its metrics. Raises Diverged when a loss is not finite,
     KeyboardInterrupt(exit status, what to do) when a signal stops it.
