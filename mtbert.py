@@ -712,6 +712,14 @@ def count_rows(labels):
     return {name: int(is_labelled(values).sum()) for name, values in labels.items()}
 
 
+def choose_steps(args, num_draws):
+    """Put a batch size and a number of epochs into the flags `args` where they name none."""
+    if args.batch_size is None:
+        args.batch_size = default_batch_size(num_draws, args.epochs)
+    if args.epochs is None:
+        args.epochs = default_epochs(num_draws, args.batch_size)
+
+
 def default_batch_size(num_draws, epochs):
     """The fewest of 8, 16, 24 and 32 rows in a step with which a training has 250 steps at most.
 
@@ -1248,7 +1256,7 @@ def check_finite(losses, step):
 def train(model, data, args, folder):
     """Train on data["train"] with the flags of train.py, or go on from the folder's snapshot.
 
-    train.py has put a number of epochs and a batch size into `args` where no flag named them.
+    `args` names a number of epochs and a batch size; `choose_steps` puts them in.
 
     -> the runs.Run. Its `best` is the state dict of the epoch that is best on data["validation"],
     by the mean of the selection score over the tasks that judge (`tasks_that_judge`), or of the
@@ -1375,24 +1383,15 @@ def tasks_that_judge(tasks, labels):
 
     Where no task has them, the last epoch is taken. Arguments: `evaluate`.
     """
-    return tasks_with_labels(tasks, labels, MIN_TO_JUDGE)
-
-
-def tasks_with_labels(tasks, labels, least):
-    """The names of the tasks with at least so many labelled rows. Arguments: `evaluate`."""
-    names = []
-    for task in tasks:
-        if is_labelled(labels[task.name]).sum() >= least:
-            names.append(task.name)
-    return names
+    counts = count_rows(labels)
+    return [task.name for task in tasks if counts[task.name] >= MIN_TO_JUDGE]
 
 
 def calibrate(tasks, labels, logits):
     """Fit what each task fits on validation rows: temperature, threshold. Arguments: `evaluate`."""
-    calibrated = tasks_with_labels(tasks, labels, MIN_TO_CALIBRATE)
     for task in tasks:
-        if task.name in calibrated:
-            rows = is_labelled(labels[task.name])
+        rows = is_labelled(labels[task.name])
+        if rows.sum() >= MIN_TO_CALIBRATE:
             task.calibrate(labels[task.name][rows], logits[task.name][rows])
 
 

@@ -216,7 +216,7 @@ def resumed_args(parser, args, argv):
     check_renamed(flags["argv"])
     stored = parser.parse_args(flags["argv"])
     together = parser.parse_args(flags["argv"] + argv)
-    for name in ("epochs", "batch_size"):  # what `prepare` chose when the run began
+    for name in ("epochs", "batch_size"):  # what was chosen when the run began
         for parsed in (stored, together):
             if getattr(parsed, name) is None:
                 setattr(parsed, name, flags[name])
@@ -357,10 +357,7 @@ def prepare(args, device, saved):
     draws = mtbert.expected_draws(learned, args.task_sampling, args.repeats)
     rates = mtbert.label_rates(draws, learned)
     num_learned = mtbert.count_rows(learned)
-    if args.batch_size is None:
-        args.batch_size = mtbert.default_batch_size(draws.sum(), args.epochs)
-    if args.epochs is None:
-        args.epochs = mtbert.default_epochs(draws.sum(), args.batch_size)
+    mtbert.choose_steps(args, draws.sum())
     if saved:
         notes = None  # they were said when the run began
     report.print_data(tasks, columns, rows, notes, (draws, rates, num_learned))

@@ -974,10 +974,7 @@ def compare(args, flags, rest, out):
     report.print_data(tasks, columns, rows, notes)
 
     num_draws = count_draws(tasks, rows, flags)
-    if flags.batch_size is None:
-        flags.batch_size = mtbert.default_batch_size(num_draws, flags.epochs)
-    if flags.epochs is None:
-        flags.epochs = mtbert.default_epochs(num_draws, flags.batch_size)
+    mtbert.choose_steps(flags, num_draws)
     num_steps = flags.epochs * math.ceil(num_draws / flags.batch_size)
     argv = without(rest, (*FILE_FLAGS, "--epochs", "--batch-size"))
     argv += ["--epochs", str(flags.epochs), "--batch-size", str(flags.batch_size)]

@@ -208,7 +208,8 @@ def print_few_to_validate(counts, least_to_judge, least_to_calibrate):
         print(f"fewer than {least_to_judge} validation rows of {listed(no_judges)}: {consequence}")
     raw = [name for name, count in counts.items() if count < least_to_calibrate]
     if raw:
-        print(f"fewer than {least_to_calibrate} of {listed(raw)}: nothing is calibrated")
+        few = f"fewer than {least_to_calibrate} validation rows of {listed(raw)}"
+        print(f"{few}: nothing is calibrated")
 
 
 def print_groups(groups):
