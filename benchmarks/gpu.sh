@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# What is to be known of one GPU, in ten minutes: benchmarks/gpu.sh DATA OUT [DEVICE]
+# What is to be known of one GPU, in ten minutes: benchmarks/gpu.sh DATA OUT [DEVICE [SECONDS]]
 #
 # DATA holds the folder sst, as for results.sh. DEVICE is cuda, or cpu for a dry run with few rows.
-# The steps: card; speed.py with the default encoder (speed) and with BERT-base's shape (base);
-# train.py in float32 on the CPU and on the device (parity), twice the same (equal), under torchrun
-# with one process (torchrun), with NCCL and DistributedDataParallel in a group of one (nccl); the
-# tests beside these; speed.py with torch.compile (compile). What a step prints is in OUT/NAME.txt.
+# SECONDS is how many it may take in all; steps for which none are left are not begun.
+#
+# The steps: card; speed.py with the default encoder (speed) and with BERT-base's shape (base); the
+# README's two commands (sample, predict) and the second on the CPU (predict-cpu); train.py in
+# float32 on the CPU and on the device (parity), twice the same (equal), under torchrun with one
+# process (torchrun), with NCCL and DistributedDataParallel in a group of one (nccl); the tests
+# beside these; speed.py with torch.compile (compile). What a step prints is in OUT/NAME.txt.
 # A step that fails does not stop the others; the exit status is then 1.
 set -uo pipefail
-[ $# -ge 2 ] || { echo "usage: benchmarks/gpu.sh DATA OUT [DEVICE]" >&2; exit 2; }
+[ $# -ge 2 ] || { echo "usage: benchmarks/gpu.sh DATA OUT [DEVICE [SECONDS]]" >&2; exit 2; }
 mkdir -p "$2" || exit 2
 data=$(realpath "$1") out=$(realpath "$2") device=${3:-cuda}
 cd "$(dirname "$0")/.."
@@ -29,7 +32,7 @@ cpu)
 esac
 sst=(--data "$data/sst/train.jsonl" --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl")
 sst+=(--device "$device")
-budget=590 failed=() report=""
+budget=${4:-590} failed=() report=""
 
 step() { # name, most seconds, command
     local name=$1 limit=$2 start=$SECONDS status=0 words=done
@@ -57,15 +60,19 @@ fit() { # name, command that takes flags of train.py: two epochs
 train=(python train.py --device "$device")
 group=(python -m torch.distributed.run --standalone --nproc_per_node=1) # torchrun
 check=(python benchmarks/gpu.py)
+speed=(python benchmarks/speed.py "${sst[@]}")
+predict=(python predict.py --model "$out/runs/sample" "great movie")
 
 [ "$device" = cpu ] || nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 step card 60 "${check[@]}" card "$device"
-speed=(python benchmarks/speed.py "${sst[@]}")
 step speed 170 "${speed[@]}" "${rows[@]}" --parts train predict --out "$out/speed"
 step base 170 "${speed[@]}" "${base[@]}" --parts train predict --shape base --out "$out/base"
+step sample 100 "${train[@]}" --data "$sample" --variant shared --out "$out/runs/sample" --overwrite
+step predict 60 "${predict[@]}" --device "$device"
+step predict-cpu 60 "${predict[@]}" --device cpu --dtype float32
 # What follows is not timed, so the tests may run beside it: all of them, to see every failure
 (
-    timeout 200 python -m pytest -q --tb=short "${tests[@]}" > "$out/tests.txt" 2>&1
+    timeout 200 python -m pytest -q -n 8 --tb=short "${tests[@]}" > "$out/tests.txt" 2>&1
     echo $? > "$out/tests.status"
 ) &
 # Without dropout, whose random numbers are the device's
@@ -90,6 +97,7 @@ for name in speed base; do
     sed -n '/^train, rows a second/,$p' "$out/$name.txt"
 done
 echo && sed -n '/^compile,/,$p' "$out/compile.txt" | grep -v warning
+echo && tail -n 12 "$out/sample.txt" && cat "$out"/predict*.txt
 echo && cat "$out/parity.txt" "$out"/*equal.txt
 echo && echo "tests: $(tail -n 1 "$out/tests.txt")" && grep "^FAILED\|^ERROR" "$out/tests.txt"
 echo && echo -n "$report"
