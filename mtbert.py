@@ -1416,9 +1416,14 @@ def evaluate(tasks, labels, logits, intervals=False):
 # --------------------------------------------------------------------------------------------------
 # Prediction
 
+MAX_TOKENS_ON_GPU = 2**15  # in a batch that is predicted, if that is 32 rows or more
 
-def compute_logits(model, data, batch_size=32):
-    """{task: (N, C) float32 array} for a Dataset of N rows, in its order."""
+
+def compute_logits(model, data, batch_size=None):
+    """{task: (N, C) float32 array} for a Dataset of N rows, in its order.
+
+    batch_size: rows that are computed at a time; None leaves it to the device.
+    """
 
     def compute(batch):
         logits, _ = model(**batch)
@@ -1436,14 +1441,18 @@ def compute_logits(model, data, batch_size=32):
 
 
 @torch.inference_mode()
-def compute_in_batches(compute, sizes, model, data, batch_size):
+def compute_in_batches(compute, sizes, model, data, batch_size=None):
     """What compute(batch) gives for the rows of a Dataset, in order: {name: (N, C) float32 array}.
 
-    sizes: {name: C}. Nothing that several threads share is changed, and no autocast around the call
-    counts.
+    sizes: {name: C}. batch_size: as for `compute_logits`. Nothing that several threads share is
+    changed, and no autocast around the call counts.
     """
     model.eval()
     device = next(model.parameters()).device
+    if batch_size is None:
+        batch_size = 32
+        if device.type != "cpu":  # a GPU is busy with many rows only; memory limits the tokens
+            batch_size = max(32, MAX_TOKENS_ON_GPU // max(data.lengths, default=1))
     found = {}
     for name, size in sizes.items():
         found[name] = torch.zeros(len(data), size, dtype=torch.float32)
@@ -1508,7 +1517,7 @@ def embed_encoded(model, data):
         return {"pooled": model.embed(**batch)}
 
     sizes = {"pooled": model.encoder.config.hidden_size}
-    return compute_in_batches(compute, sizes, model, data, batch_size=32)["pooled"]
+    return compute_in_batches(compute, sizes, model, data)["pooled"]
 
 
 def encode_texts(model, texts, empty):

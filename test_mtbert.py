@@ -698,7 +698,7 @@ def test_a_saved_model_loads_to_the_bit_without_package_or_transformers(
     model = tiny_model(tiny, [*TWO, TAGS])
     mtbert.save(model, tmp_path)
     monkeypatch.setattr(huggingface, "find_encoder", None)  # its package cannot be looked for
-    loaded = mtbert.load(tmp_path, trainable=True)
+    loaded = mtbert.load(tmp_path, "cpu", trainable=True)
     assert loaded.tasks == model.tasks
     assert loaded.pooling == model.pooling
     for name, value in model.state_dict().items():

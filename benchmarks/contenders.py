@@ -484,10 +484,10 @@ def predict_with_engines(model, calibration):
     return functions | predict_with_openvino(model, folder, calibration)
 
 
-def predict_with_mtbert(model, dtype, device="cpu", compiled=False):
+def predict_with_mtbert(model, dtype, device="cpu", compiled=False, batch_size=None):
     """-> a function of rows that gives {task: (N, C) logits}, as a model that mtbert.load gave.
 
-    Where it is compiled its weights are not packed.
+    Where it is compiled its weights are not packed. batch_size: as for mtbert.compute_logits.
     """
     model = copy.deepcopy(model).eval().to(device)
     model.compute_dtype = torch.float32  # so that the dtype is that of the weights
@@ -499,6 +499,6 @@ def predict_with_mtbert(model, dtype, device="cpu", compiled=False):
 
     def predict(rows):
         data = mtbert.encode(model.tokenizer, rows, max_length=model.max_length)
-        return mtbert.compute_logits(model, data)
+        return mtbert.compute_logits(model, data, batch_size)
 
     return predict

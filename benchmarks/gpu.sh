@@ -4,12 +4,13 @@
 # DATA holds the folder sst, as for results.sh. DEVICE is cuda, or cpu for a dry run with few rows.
 # SECONDS is how many it may take in all; steps for which none are left are not begun.
 #
-# The steps: card; speed.py with the default encoder (speed) and with BERT-base's shape (base); the
-# README's two commands (sample, predict) and the second on the CPU (predict-cpu); train.py in
-# float32 on the CPU and on the device (parity), twice the same (equal), under torchrun with one
-# process (torchrun), with NCCL and DistributedDataParallel in a group of one (nccl); the tests
-# beside these; speed.py with torch.compile (compile). What a step prints is in OUT/NAME.txt.
-# A step that fails does not stop the others; the exit status is then 1.
+# Timed, one after another: card; speed.py with the default encoder (speed), with BERT-base's shape
+# (base) and with torch.compile (compile); the README's two commands (sample, predict).
+# Then beside each other: the second command on the CPU (predict-cpu); train.py in float32 on the
+# CPU and on the device (parity), twice the same (equal), under torchrun with one process
+# (torchrun), with NCCL and DistributedDataParallel in a group of one (nccl); the tests.
+# What a step prints is in OUT/NAME.txt. A step that fails does not stop the others; the exit status
+# is then 1.
 set -uo pipefail
 [ $# -ge 2 ] || { echo "usage: benchmarks/gpu.sh DATA OUT [DEVICE [SECONDS]]" >&2; exit 2; }
 mkdir -p "$2" || exit 2
@@ -32,7 +33,8 @@ cpu)
 esac
 sst=(--data "$data/sst/train.jsonl" --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl")
 sst+=(--device "$device")
-budget=${4:-590} failed=() report=""
+budget=${4:-590}
+rm -f "$out/report.txt"
 
 step() { # name, most seconds, command
     local name=$1 limit=$2 start=$SECONDS status=0 words=done
@@ -43,18 +45,14 @@ step() { # name, most seconds, command
     else
         timeout "$limit" "$@" > "$out/$name.txt" 2>&1 || status=$?
     fi
-    if [ $status != 0 ]; then
-        failed+=("$name")
-        words="FAILED, exit status $status: $(tail -n 1 "$out/$name.txt")"
-    fi
-    report+=$(printf '%-15s %4d s  %s' "$name" $((SECONDS - start)) "$words")$'\n'
-    echo "$name: $((SECONDS - start)) s, exit status $status"
+    [ $status = 0 ] || words="FAILED, exit status $status: $(tail -n 1 "$out/$name.txt")"
+    printf '%-15s %4d s  %s\n' "$name" $((SECONDS - start)) "$words" | tee -a "$out/report.txt"
 }
 
 fit() { # name, command that takes flags of train.py: two epochs
     local name=$1
     shift
-    step "$name" 100 "$@" --data "$sample" --epochs 2 --out "$out/runs/$name" --overwrite
+    step "$name" 200 "$@" --data "$sample" --epochs 2 --out "$out/runs/$name" --overwrite
 }
 
 train=(python train.py --device "$device")
@@ -65,30 +63,28 @@ predict=(python predict.py --model "$out/runs/sample" "great movie")
 
 [ "$device" = cpu ] || nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 step card 60 "${check[@]}" card "$device"
-step speed 170 "${speed[@]}" "${rows[@]}" --parts train predict --out "$out/speed"
-step base 170 "${speed[@]}" "${base[@]}" --parts train predict --shape base --out "$out/base"
 step sample 100 "${train[@]}" --data "$sample" --variant shared --out "$out/runs/sample" --overwrite
 step predict 60 "${predict[@]}" --device "$device"
-step predict-cpu 60 "${predict[@]}" --device cpu --dtype float32
-# What follows is not timed, so the tests may run beside it: all of them, to see every failure
-(
-    timeout 200 python -m pytest -q -n 8 --tb=short "${tests[@]}" > "$out/tests.txt" 2>&1
-    echo $? > "$out/tests.status"
-) &
+step speed 170 "${speed[@]}" "${rows[@]}" --parts train predict --out "$out/speed"
+step base 170 "${speed[@]}" "${base[@]}" --parts train predict --shape base --out "$out/base"
+step compile 170 "${speed[@]}" "${compiled[@]}" --parts compile --out "$out/compile"
+
+export OMP_NUM_THREADS=2
+step predict-cpu 60 "${predict[@]}" --device cpu --dtype float32 &
 # Without dropout, whose random numbers are the device's
-fit cpu32 python train.py --device cpu --dtype float32 --dropout 0
-fit device32 "${train[@]}" --dtype float32 --dropout 0
-step parity 60 "${check[@]}" loss "$out/runs" cpu32 device32
-fit one "${train[@]}"
-fit again "${train[@]}"
-step equal 60 "${check[@]}" equal "$out/runs" one again
-fit torchrun "${group[@]}" "${train[@]:1}"
-step torchrun-equal 60 "${check[@]}" equal "$out/runs" one torchrun
-fit nccl "${group[@]}" benchmarks/gpu.py group --device "$device"
-step nccl-equal 60 "${check[@]}" equal "$out/runs" one nccl
+fit cpu32 python train.py --device cpu --dtype float32 --dropout 0 &
+fit device32 "${train[@]}" --dtype float32 --dropout 0 &
+fit one "${train[@]}" &
+fit again "${train[@]}" &
+fit torchrun "${group[@]}" "${train[@]:1}" &
+fit nccl "${group[@]}" benchmarks/gpu.py group --device "$device" &
 wait
-[ "$(cat "$out/tests.status")" = 0 ] || failed+=(tests)
-step compile 300 "${speed[@]}" "${compiled[@]}" --parts compile --out "$out/compile"
+step tests 200 python -m pytest -q -n 8 --tb=short "${tests[@]}" &
+step parity 60 "${check[@]}" loss "$out/runs" cpu32 device32 &
+step equal 60 "${check[@]}" equal "$out/runs" one again &
+step torchrun-equal 60 "${check[@]}" equal "$out/runs" one torchrun &
+step nccl-equal 60 "${check[@]}" equal "$out/runs" one nccl &
+wait
 
 echo
 cat "$out/card.txt"
@@ -100,6 +96,7 @@ echo && sed -n '/^compile,/,$p' "$out/compile.txt" | grep -v warning
 echo && tail -n 12 "$out/sample.txt" && cat "$out"/predict*.txt
 echo && cat "$out/parity.txt" "$out"/*equal.txt
 echo && echo "tests: $(tail -n 1 "$out/tests.txt")" && grep "^FAILED\|^ERROR" "$out/tests.txt"
-echo && echo -n "$report"
-echo "${#failed[@]} steps failed${failed[*]:+: ${failed[*]}}; $SECONDS s in all"
-((${#failed[@]} == 0))
+echo && cat "$out/report.txt"
+failed=$(grep -c FAILED "$out/report.txt")
+echo "$failed steps failed; $SECONDS s in all"
+((failed == 0))

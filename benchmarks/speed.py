@@ -180,6 +180,10 @@ def part_predict(start, args):
         name = "mtbert" if dtype == best else f"mtbert, {dtype}"
         function = contenders.predict_with_mtbert(model, dtype, start.device)
         predictions[name] = (dtype, function)
+    if not start.on_cpu:
+        for size in (32, 128, 512, 2048):
+            function = contenders.predict_with_mtbert(model, best, start.device, batch_size=size)
+            predictions[f"mtbert, batches of {size}"] = (best, function)
     two_tasks = mtbert.MTBert(model.encoder, [start.task, SECOND], model.tokenizer)
     function = contenders.predict_with_mtbert(two_tasks, best, start.device)
     predictions["mtbert, two tasks"] = (best, function)

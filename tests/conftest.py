@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest
+import torch
 
 from test_mtbert import (  # it sets the environment, so it comes first
     BUNDLED,
@@ -86,8 +87,15 @@ def signal_at(monkeypatch):
     return arrange
 
 
+@pytest.fixture
+def without_gpu(monkeypatch):
+    """Compute on the CPU where there is a GPU, too; not in processes that the test starts."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
 @pytest.fixture(params=["float32", "bfloat16", "int8"])
-def arithmetic(request, monkeypatch):
+def arithmetic(request, monkeypatch, without_gpu):
     """Run the test as on CPUs that predict fastest in float32, in bfloat16, and in int8."""
     monkeypatch.setenv("MTBERT_ARITHMETIC", request.param)
     return request.param

@@ -20,6 +20,7 @@ from support.errors import InputError
 
 with_vnni = pytest.mark.skipif(not cpu.has_int8(), reason="needs a CPU with VNNI")
 with_int8 = pytest.mark.usefixtures("int8")
+pytestmark = pytest.mark.usefixtures("without_gpu")
 ACTIVATIONS = [nn.GELU(), nn.GELU(approximate="tanh"), nn.ReLU()]
 TEXTS = ["great movie", "a film that is bad " * 8, "no", ("a pair", "of texts")]
 SPLIT = make_rows(*({"mood": "bad", "stars": i / 4} for i in range(6)))

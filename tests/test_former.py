@@ -62,7 +62,7 @@ def test_a_former_run_of_each_kind_of_task_predicts_as_before(model_type, tmp_pa
     mtbert.save(model, tmp_path / "run")
     expected = mtbert.predict(model, TEXTS)
     make_former(tmp_path / "run")
-    loaded = mtbert.load(tmp_path / "run", trainable=True)
+    loaded = mtbert.load(tmp_path / "run", "cpu", trainable=True)
     assert loaded.tasks == model.tasks
     assert (loaded.truncation, loaded.max_length) == ("head", 64)
     assert loaded.encoder.config == model.encoder.config
@@ -80,7 +80,7 @@ def test_a_former_runs_long_texts_are_truncated_as_it_was_told(tiny, tmp_path):
     mtbert.save(model, tmp_path)
     expected = mtbert.predict(model, TEXTS)
     make_former(tmp_path, 12, "head+tail")
-    loaded = mtbert.load(tmp_path, trainable=True)
+    loaded = mtbert.load(tmp_path, "cpu", trainable=True)
     assert (loaded.truncation, loaded.max_length) == ("head+tail", 12)
     assert mtbert.predict(loaded, TEXTS) == expected
 

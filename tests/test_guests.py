@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 import mtbert
 import train
 from mtbert import Classification, MultiLabel, Regression
-from support import bounds, cpu, huggingface, plots, runs, script
+from support import bounds, cpu, huggingface, plots, processes, runs, script
 from support.errors import InputError
 
 TEXTS = ["great movie", "a", "long and thin " * 9, "the end was good"]
@@ -79,7 +79,7 @@ import torch
 torch.set_num_threads(2)
 import mtbert
 
-model = mtbert.load(sys.argv[1])
+model = mtbert.load(sys.argv[1], "cpu")  # CUDA is not forked
 
 
 def work(number):
@@ -440,7 +440,8 @@ def test_a_run_goes_on_in_another_folder_from_other_paths_with_other_machine_fla
     Path("run").rename("moved/run")
     Path("rows.csv").rename("elsewhere/data.csv")
     shutil.copytree(tiny, "elsewhere/encoder")
-    resume = ["--resume", "moved/run", "--encoder", "elsewhere/encoder", "--device", "cpu"]
+    resume = ["--resume", "moved/run", "--encoder", "elsewhere/encoder"]
+    resume += ["--device", processes.pick_device().type]
     resume += ["--save-every", "1", "--verbose", "--out", "moved/run"]
     result = train.main([*resume, "--data", "elsewhere/data.csv"])
     check_equal(result, "moved/run", whole)
@@ -500,7 +501,7 @@ def classes(kind, *labels):
 @pytest.mark.parametrize("kind", [Classification, MultiLabel])
 def test_a_head_that_grows_or_shrinks_keeps_the_rows_of_labels_that_it_had(tiny, kind, capsys):
     save(tiny_model(tiny, [classes(kind, "bad", "good", "so"), STARS]), "run")
-    former = mtbert.load("run", trainable=True).heads["head_mood"]
+    former = mtbert.load("run", "cpu", trainable=True).heads["head_mood"]
     model = tiny_model(tiny, [classes(kind, "awful", "bad", "so")])
     head = model.heads["head_mood"]
     head.weight.data.fill_(7.0)

@@ -299,10 +299,10 @@ def test_any_encoder_computes_what_transformers_computes_also_once_saved_and_tak
     mtbert.save(model, tmp_path)
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"config.json", "tokenizer.json", "model.safetensors"}
-    loaded = mtbert.load(tmp_path, trainable=True)
+    loaded = mtbert.load(tmp_path, "cpu", trainable=True)
     predictions = mtbert.predict(model, TEXTS)
     assert mtbert.predict(loaded, TEXTS) == predictions
-    half = mtbert.predict(mtbert.load(tmp_path, dtype="bfloat16"), TEXTS)
+    half = mtbert.predict(mtbert.load(tmp_path, "cpu", "bfloat16"), TEXTS)
     for one, other in zip(half, predictions, strict=True):
         assert one["mood"]["probability"] == pytest.approx(other["mood"]["probability"], abs=0.1)
 
@@ -529,7 +529,7 @@ def test_a_loaded_model_is_exported_for_any_number_of_texts_and_tokens(
     model_type, checkpoint, tmp_path
 ):
     mtbert.save(tiny_model(checkpoint(model_type), TWO), tmp_path)
-    model = mtbert.load(tmp_path, trainable=True)
+    model = mtbert.load(tmp_path, "cpu", trainable=True)
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     shapes = {"labels": None}
     for name in ("input_ids", "attention_mask", "token_type_ids"):

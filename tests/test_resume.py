@@ -337,6 +337,7 @@ def test_a_killed_run_resumes_to_the_same_files_and_guards_its_flags_and_data(
 # Several processes do what one does
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+ON_CPU = ["--device", "cpu"]  # a GPU for each process is rarely there
 PREDICT = ["--model", "whole", "--input", "rows.csv", "--output"]
 
 TOGETHER = """
@@ -375,11 +376,11 @@ def work_together(tiny):
     """What two processes do in one call of torchrun, which is slow to start."""
     keep_gradients(Path(tiny), Path("two"))
     processes.join_processes = lambda device: device  # they have
-    train.main([*FLAGS, "--encoder", tiny])
+    train.main([*FLAGS, *ON_CPU, "--encoder", tiny])
     if processes.is_first():
         Path("run").rename("whole")
     processes.from_rank_0(None)
-    predict.main([*PREDICT, "two.jsonl"])
+    predict.main([*PREDICT, "two.jsonl", *ON_CPU])
 
 
 @pytest.fixture(scope="module")
@@ -421,7 +422,7 @@ def test_gradients_of_two_processes_equal_those_of_one(tiny, together):
 
 def test_two_processes_predict_as_one(together, monkeypatch):
     monkeypatch.chdir(together)
-    predict.main([*PREDICT, "one.jsonl"])
+    predict.main([*PREDICT, "one.jsonl", *ON_CPU])
     predictions = [read_lines(Path(name)) for name in ("one.jsonl", "two.jsonl")]
     assert len(predictions[0]) == 60
     for ours, theirs in zip(*predictions, strict=True):
@@ -446,7 +447,8 @@ def kill_rank_1(folder):
 def test_torchrun_restarts_a_killed_run_by_itself(tiny, together, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_table()
-    command = [*TORCHRUN, "--max-restarts=3", ROOT / "train.py", *FLAGS, "--encoder", str(tiny)]
+    command = [*TORCHRUN, "--max-restarts=3", ROOT / "train.py", *FLAGS, *ON_CPU]
+    command += ["--encoder", str(tiny)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     wait_for_log(process, 9)
     assert kill_rank_1(tmp_path) == 1

@@ -49,7 +49,7 @@ def test_a_teacher_says_what_predict_says_in_the_labels_and_units_of_the_run(tin
     rows = make_rows({"mood": "bad", "tags": (1,), "stars": 2.0}, {}, {}, {"stars": 1.0})
     data = taught(tiny, [MOOD, STARS, TAGS], rows, folder)
 
-    predictions = mtbert.predict(mtbert.load(folder), [row.text for row in rows])
+    predictions = mtbert.predict(mtbert.load(folder, "cpu"), [row.text for row in rows])
     for i, prediction in enumerate(predictions):
         p = prediction["mood"]["probabilities"]
         assert data.teachers["mood"][i] == pytest.approx([p["bad"], p["good"]], rel=1e-5)
@@ -316,7 +316,7 @@ def test_two_processes_are_taught_as_one(tiny, runs_folder, tmp_path, monkeypatc
     copy_of(runs_folder, tmp_path, monkeypatch)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [ROOT / "train.py", *FLAGS, "--encoder", tiny, "--dropout", "0"]
-    command += ["--teachers", "liked", "stars"]
+    command += ["--teachers", "liked", "stars", "--device", "cpu"]
     done = subprocess.run([*command, "--out", "two"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("liked is taught by liked") == 1

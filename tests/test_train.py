@@ -332,7 +332,7 @@ def saved(tiny, tmp_path_factory):
 
 
 def test_a_model_starts_from_a_runs_encoder_and_from_its_heads_of_the_same_tasks(saved):
-    first = mtbert.load(saved, trainable=True)
+    first = mtbert.load(saved, "cpu", trainable=True)
     encoder = mtbert.load_encoder(str(saved), dropout=0.3)
     assert encoder.source.startswith(f"the run {saved}, weights ")
     state = first.encoder.state_dict()
