@@ -1416,7 +1416,17 @@ def evaluate(tasks, labels, logits, intervals=False):
 # --------------------------------------------------------------------------------------------------
 # Prediction
 
-MAX_TOKENS_ON_GPU = 2**15  # in a batch that is predicted, if that is 32 rows or more
+MAX_TOKENS_ON_GPU = 2**15  # of a batch that is predicted, unless 32 rows have more
+
+
+def prediction_batch_size(lengths, device):
+    """How many rows of so many tokens each are predicted at a time.
+
+    A GPU takes as long for 32 short texts as for some hundred; long ones are limited by memory.
+    """
+    if device.type == "cpu":
+        return 32
+    return max(32, MAX_TOKENS_ON_GPU // int(lengths.max(initial=1)))
 
 
 def compute_logits(model, data, batch_size=None):
@@ -1450,9 +1460,7 @@ def compute_in_batches(compute, sizes, model, data, batch_size=None):
     model.eval()
     device = next(model.parameters()).device
     if batch_size is None:
-        batch_size = 32
-        if device.type != "cpu":  # a GPU is busy with many rows only; memory limits the tokens
-            batch_size = max(32, MAX_TOKENS_ON_GPU // max(data.lengths, default=1))
+        batch_size = prediction_batch_size(data.lengths, device)
     found = {}
     for name, size in sizes.items():
         found[name] = torch.zeros(len(data), size, dtype=torch.float32)

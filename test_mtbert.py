@@ -744,6 +744,17 @@ def test_a_model_that_diverged_is_refused(tiny):
         mtbert.predict(model, ["great movie"])
 
 
+def test_a_gpu_predicts_more_rows_at_a_time_the_shorter_they_are():
+    rows_for = {}
+    for longest in (0, 16, 64, 512, 4096):
+        lengths = np.array([2, longest, 2])
+        assert mtbert.prediction_batch_size(lengths, torch.device("cpu")) == 32
+        rows_for[longest] = mtbert.prediction_batch_size(lengths, torch.device("cuda"))
+    assert rows_for == {0: 16384, 16: 2048, 64: 512, 512: 64, 4096: 32}
+    nothing = np.array([], int)
+    assert mtbert.prediction_batch_size(nothing, torch.device("cuda")) > 0
+
+
 def test_predictions_come_in_order_whatever_the_lengths(tiny):
     model = tiny_model(tiny, TWO)
     texts = ["word " * (1 + i * 7 % 40) for i in range(100)]

@@ -391,7 +391,8 @@ def together(tiny, tmp_path_factory):
         patch.chdir(folder)
         write_table()
     (folder / "together.py").write_text(TOGETHER)
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    places = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
     command = [*TORCHRUN, "together.py", tiny]
     pipes = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
     done = subprocess.run(command, **pipes)

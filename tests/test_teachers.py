@@ -316,7 +316,7 @@ def test_two_processes_are_taught_as_one(tiny, runs_folder, tmp_path, monkeypatc
     copy_of(runs_folder, tmp_path, monkeypatch)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [ROOT / "train.py", *FLAGS, "--encoder", tiny, "--dropout", "0"]
-    command += ["--teachers", "liked", "stars", "--device", "cpu"]
+    command += ["--teachers", "liked", "stars", "--device", "cpu", "--dtype", "float32"]
     done = subprocess.run([*command, "--out", "two"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("liked is taught by liked") == 1
