@@ -107,9 +107,9 @@ def predict(model, rows):
 
 
 def predict_with(model, linears, make, rows):
-    """`predict` with make(number, linear) in place of each linear layer."""
-    for number, (layer, name, linear) in enumerate(linears):
-        setattr(layer, name, make(number, linear))
+    """`predict` with make(i, linear) in place of each linear layer."""
+    for i, (layer, name, linear) in enumerate(linears):
+        setattr(layer, name, make(i, linear))
     labels = predict(model, rows)
     for layer, name, linear in linears:
         setattr(layer, name, linear)
@@ -145,8 +145,8 @@ class Model:
         self.inputs = record_inputs(self.model, self.linears, calibration)
 
     def predict_static(self, way, rows):
-        def make(number, linear):
-            return StaticLinear(linear, self.inputs[number], *way)
+        def make(i, linear):
+            return StaticLinear(linear, self.inputs[i], *way)
 
         return predict_with(self.model, self.linears, make, rows)
 
