@@ -1419,14 +1419,24 @@ def evaluate(tasks, labels, logits, intervals=False):
 MAX_TOKENS_ON_GPU = 2**15  # of a batch that is predicted, unless 32 rows have more
 
 
-def prediction_batch_size(lengths, device):
-    """How many rows of so many tokens each are predicted at a time.
+def prediction_batches(lengths, device, batch_size=None):
+    """Row numbers in batches of similar lengths, the longest first: a lack of memory shows at once.
 
-    A GPU takes as long for 32 short texts as for some hundred; long ones are limited by memory.
+    lengths: the number of tokens of each row. batch_size: None leaves it to the device. 32 short
+    texts leave a GPU idle, so it gets more of them; memory limits long ones.
     """
-    if device.type == "cpu":
-        return 32
-    return max(32, MAX_TOKENS_ON_GPU // int(lengths.max(initial=1)))
+    order = np.argsort(lengths, kind="stable")[::-1].copy()
+    share = math.ceil(len(order) / processes.count())  # so that each process gets some
+    batches = []
+    start = 0
+    while start < len(order):
+        size = batch_size or 32
+        if batch_size is None and device.type != "cpu":
+            longest = max(1, lengths[order[start]])
+            size = max(32, min(MAX_TOKENS_ON_GPU // longest, share))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
 
 
 def compute_logits(model, data, batch_size=None):
@@ -1459,17 +1469,11 @@ def compute_in_batches(compute, sizes, model, data, batch_size=None):
     """
     model.eval()
     device = next(model.parameters()).device
-    if batch_size is None:
-        batch_size = prediction_batch_size(data.lengths, device)
     found = {}
     for name, size in sizes.items():
         found[name] = torch.zeros(len(data), size, dtype=torch.float32)
-    # Batches of similar lengths, the longest first: a lack of memory shows at once. Each process
-    # takes its share of the batches.
-    order = np.argsort(data.lengths, kind="stable")[::-1].copy()
-    starts = range(0, len(order), batch_size)
-    for start in starts[processes.rank() :: processes.count()]:
-        rows = order[start : start + batch_size]
+    batches = prediction_batches(data.lengths, device, batch_size)
+    for rows in batches[processes.rank() :: processes.count()]:  # each process takes its share
         batch = collate(data, rows, model.encoder.config, device)
         del batch["labels"]
         with torch.autocast(device.type, enabled=False):

@@ -744,15 +744,39 @@ def test_a_model_that_diverged_is_refused(tiny):
         mtbert.predict(model, ["great movie"])
 
 
-def test_a_gpu_predicts_more_rows_at_a_time_the_shorter_they_are():
-    rows_for = {}
-    for longest in (0, 16, 64, 512, 4096):
-        lengths = np.array([2, longest, 2])
-        assert mtbert.prediction_batch_size(lengths, torch.device("cpu")) == 32
-        rows_for[longest] = mtbert.prediction_batch_size(lengths, torch.device("cuda"))
-    assert rows_for == {0: 16384, 16: 2048, 64: 512, 512: 64, 4096: 32}
-    nothing = np.array([], int)
-    assert mtbert.prediction_batch_size(nothing, torch.device("cuda")) > 0
+def test_a_gpu_predicts_more_rows_at_a_time_the_shorter_they_are(monkeypatch):
+    lengths = np.array([4] * 9000 + [64] * 600 + [512] * 100 + [4096] * 40)
+    sizes = {}
+    for device in ("cpu", "cuda"):
+        batches = mtbert.prediction_batches(lengths, torch.device(device))
+        assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+        longest = [lengths[rows].max() for rows in batches]
+        assert longest == sorted(longest, reverse=True)
+        sizes[device] = [len(rows) for rows in batches]
+    assert max(sizes["cpu"]) == 32
+    assert sizes["cuda"] == [32, 32, 64, 64, 512, 512, 8192, 332]
+    monkeypatch.setattr(mtbert.processes, "count", lambda: 8)
+    shared = mtbert.prediction_batches(lengths, torch.device("cuda"))
+    assert max(len(rows) for rows in shared) == math.ceil(len(lengths) / 8)
+    assert mtbert.prediction_batches(lengths[:0], torch.device("cuda")) == []
+
+
+def test_predictions_and_embeddings_are_computed_in_these_batches(tiny, monkeypatch):
+    model = tiny_model(tiny, TWO)
+    forward = model.encoder.forward
+    sizes = []
+
+    def counted(input_ids, *others):
+        sizes.append(len(input_ids))
+        return forward(input_ids, *others)
+
+    monkeypatch.setattr(model.encoder, "forward", counted)
+    mtbert.predict(model, ["great movie"] * 40)
+    mtbert.embed(model, ["great movie"] * 40)
+    assert sizes == [32, 8, 32, 8]
+    data = mtbert.encode(model.tokenizer, make_rows(*[{}] * 40))
+    mtbert.compute_logits(model, data, batch_size=39)
+    assert sizes[4:] == [39, 1]
 
 
 def test_predictions_come_in_order_whatever_the_lengths(tiny):

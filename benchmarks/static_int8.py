@@ -2,13 +2,13 @@
 
 python benchmarks/static_int8.py --model RUN ... --val FILE ... --test FILE ...
 
-support/cpu.py scales each token by its largest value, which takes a pass over all of them. With
-fixed ("static") scales there is none. What they do to labels is simulated here, in float32: inputs
-and weights of all linear layers are rounded to 8 bits, products are exact. A scale covers all but a
-share of the values that 300 rows of --val have. Inputs may be divided channel by channel by what
-their weights are multiplied with, so that a single large channel does not spread the scale
-(SmoothQuant, Xiao et al. 2022, arXiv:2211.10438). The best way is chosen on other rows of --val,
-and measured on --test. Only tasks with one class a row count.
+support/cpu.py scales each token by its largest value, which has to be found first. Fixed ("static")
+scales need no search. What they do to labels is simulated here, in float32: inputs and weights of
+all linear layers are rounded to 8 bits, products are exact. A scale covers a percentage of the
+values that 300 rows of --val have. Inputs may be divided channel by channel by what their weights
+are multiplied with, so that a single large channel does not spread the scale (SmoothQuant, Xiao et
+al. 2022, arXiv:2211.10438). The best setting is chosen on other rows of --val, and measured on
+--test. Only tasks with one class a row count.
 """
 
 import sys
@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import mtbert
 from support import cpu
+from support.errors import InputError
 from support.script import Parser, number, run_script
 
-# (the share of values that a scale covers in %, the power of the inputs in the smoothing)
-WAYS = ((100, 0), (99.99, 0), (100, 0.5), (100, 0.7), (99.99, 0.7))
+# (how many of the values a scale covers in %, SmoothQuant's alpha; 0: no smoothing)
+SETTINGS = ((100, 0), (99.99, 0), (100, 0.5), (100, 0.7), (99.99, 0.7))
 
 
 class StaticLinear(nn.Module):
@@ -38,30 +39,31 @@ class StaticLinear(nn.Module):
     from 0 to 255, weights whole numbers from -127 to 127 with a scale for each output.
     """
 
-    def __init__(self, linear, inputs, covered, power):
+    def __init__(self, linear, inputs, percentage, alpha):
         super().__init__()
         weight = linear.weight.detach()  # (outputs, D)
         self.channels = torch.ones(inputs.shape[1])
-        if power > 0:
+        if alpha > 0:
             of_inputs = inputs.abs().amax(0).clamp_min(cpu.TINY)
             of_weights = weight.abs().amax(0).clamp_min(cpu.TINY)
-            self.channels = of_inputs**power / of_weights ** (1 - power)
+            self.channels = of_inputs**alpha / of_weights ** (1 - alpha)
         weight = weight * self.channels
         scale = weight.abs().amax(1, keepdim=True).clamp_min(cpu.TINY) / 127
         self.weight = (weight / scale).round() * scale
         self.bias = linear.bias.detach()
 
-        rest = (100 - covered) / 2
+        rest = (100 - percentage) / 2
         values = (inputs / self.channels).numpy()
         lowest, highest = np.percentile(values, [rest, 100 - rest])
         lowest = min(lowest, 0.0)
         highest = max(highest, 0.0)
         self.scale = max((highest - lowest) / 255, cpu.TINY)
-        self.zero = round(-lowest / self.scale)
+        self.zero_point = round(-lowest / self.scale)
 
     def forward(self, x):
-        steps = (x / self.channels / self.scale + self.zero).round().clamp(0, 255)
-        return nn.functional.linear((steps - self.zero) * self.scale, self.weight, self.bias)
+        quantized = (x / self.channels / self.scale + self.zero_point).round().clamp(0, 255)
+        rounded = (quantized - self.zero_point) * self.scale
+        return nn.functional.linear(rounded, self.weight, self.bias)
 
 
 def linear_layers(model):
@@ -85,7 +87,7 @@ def record_inputs(model, linears, rows):
 
         handles.append(linear.register_forward_pre_hook(keep))
     for row in rows:  # alone, so that no scale is fitted to padding
-        predict(model, [row])
+        predict_labels(model, [row])
     for handle in handles:
         handle.remove()
     return [torch.cat(parts) for parts in recorded]
@@ -95,8 +97,8 @@ def classifications(model):
     return [task for task in model.tasks if isinstance(task, mtbert.Classification)]
 
 
-def predict(model, rows):
-    """{task: predicted labels}"""
+def predict_labels(model, rows):
+    """{task: the label of each row}"""
     data = mtbert.encode(model.tokenizer, rows, max_length=model.max_length)
     logits = mtbert.compute_logits(model, data)
     labels = {}
@@ -106,98 +108,112 @@ def predict(model, rows):
     return labels
 
 
-def predict_with(model, linears, make, rows):
-    """`predict` with make(i, linear) in place of each linear layer."""
-    for i, (layer, name, linear) in enumerate(linears):
-        setattr(layer, name, make(i, linear))
-    labels = predict(model, rows)
-    for layer, name, linear in linears:
-        setattr(layer, name, linear)
-    return labels
-
-
 def share_equal(labels, others):
-    """{task: share of equal labels in %}"""
+    """{task: share of equal labels in %, of the rows where the others have one}"""
     shares = {}
     for name in labels:
-        equal = [one == other for one, other in zip(labels[name], others[name], strict=True)]
+        equal = []
+        for label, other in zip(labels[name], others[name], strict=True):
+            if other is not None:
+                equal.append(label == other)
         shares[name] = 100 * float(np.mean(equal))
     return shares
 
 
-def true_labels(model, rows):
-    labels = {}
-    for task in classifications(model):
-        labels[task.name] = [row.labels.get(task.name) for row in rows]
-    return labels
+def draw(rows, most):
+    """At most so many of the rows, at random; the same ones in each call."""
+    order = np.random.default_rng(1).permutation(len(rows))
+    return [rows[i] for i in order[:most]]
 
 
 class Model:
-    """A run, what its layers read of the calibration rows, and its labels in float32."""
+    """A run with the rows to measure, what its layers read, and its labels in float32."""
 
     def __init__(self, folder, val_files, test_files, most):
         self.model = mtbert.load(folder, "cpu", trainable=True)
         self.linears = linear_layers(self.model)
-        self.test = read_labelled(self.model, test_files)[:most]
-        rows = read_labelled(self.model, val_files)
-        calibration = contenders.draw_calibration(rows)
-        self.validation = contenders.not_among(rows, calibration)[:most]
+        test = read_labelled(self.model, test_files)
+        val = contenders.not_among(read_labelled(self.model, val_files), test)
+        calibration = contenders.draw_calibration(val)
+        self.rows = {
+            "validation": draw(contenders.not_among(val, calibration), most),
+            "test": draw(test, most),
+        }
+        if not self.rows["validation"]:
+            raise InputError("--val has no row to choose by that no scale is fitted to")
         self.inputs = record_inputs(self.model, self.linears, calibration)
+        self.exact = {}
+        for split, rows in self.rows.items():
+            self.exact[split] = predict_labels(self.model, rows)
 
-    def predict_static(self, way, rows):
+    def static(self, setting, split):
+        """Labels with static scales."""
+
         def make(i, linear):
-            return StaticLinear(linear, self.inputs[i], *way)
+            return StaticLinear(linear, self.inputs[i], *setting)
 
-        return predict_with(self.model, self.linears, make, rows)
+        return self.predict_with(make, split)
 
-    def agreement(self, way):
-        """On validation rows, the mean over tasks."""
-        exact = predict(self.model, self.validation)
-        static = self.predict_static(way, self.validation)
-        return float(np.mean(list(share_equal(static, exact).values())))
+    def by_token(self, split):
+        """Labels in support/cpu.py's int8."""
+        return self.predict_with(lambda _, linear: cpu.Int8Linear(linear), split)
+
+    def predict_with(self, make, split):
+        """Labels with make(i, linear) in place of each linear layer."""
+        for i, (layer, name, linear) in enumerate(self.linears):
+            setattr(layer, name, make(i, linear))
+        labels = predict_labels(self.model, self.rows[split])
+        for layer, name, linear in self.linears:
+            setattr(layer, name, linear)
+        return labels
+
+    def true_labels(self, split):
+        labels = {}
+        for task in classifications(self.model):
+            labels[task.name] = [row.labels.get(task.name) for row in self.rows[split]]
+        return labels
 
 
 def parse_args():
     parser = Parser(description="Labels of int8 with static scales, simulated.", allow_abbrev=False)
     flag = parser.add_argument
+    files = {"nargs": "+", "required": True, "metavar": "FILE"}
     flag("--model", nargs="+", required=True, metavar="FOLDER", help="runs of train.py")
-    flag("--val", nargs="+", required=True, metavar="FILE", help="rows that were not learned")
-    flag("--test", nargs="+", required=True, metavar="FILE", help="rows to measure")
-    flag("--rows", type=number(int, 1), default=1000, help="at most so many of each")
+    flag("--val", **files, help="rows to fit scales to and to choose by")
+    flag("--test", **files, help="rows to measure")
+    flag("--rows", type=number(int, 1), metavar="N", help="at most so many of each (default: all)")
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    scores = defaultdict(list)  # way -> the agreement of each model
+    scores = defaultdict(list)  # setting -> the share of equal labels of each model
     models = []
     for folder in args.model:
         model = Model(folder, args.val, args.test, args.rows)
-        for way in WAYS:
-            scores[way].append(model.agreement(way))
-            print(f"{folder} validation, {way}: {scores[way][-1]:.2f} %", flush=True)
+        for setting in SETTINGS:
+            shares = share_equal(model.static(setting, "validation"), model.exact["validation"])
+            scores[setting].append(np.mean(list(shares.values())))
+            print(f"{folder} validation, {setting}: {scores[setting][-1]:.2f} %", flush=True)
         models.append(model)
-    best = max(scores, key=lambda way: np.mean(scores[way]))
-    print(f"chosen: {best[0]} % of the values, smoothing {best[1]}", flush=True)
+    best = max(scores, key=lambda setting: np.mean(scores[setting]))
+    print(f"chosen: scales cover {best[0]} % of the values, alpha {best[1]}", flush=True)
 
-    found = defaultdict(list)  # (task, name of a number) -> its value for each model
+    found = defaultdict(list)  # (task, what it is) -> its value for each model
     for model in models:
-        exact = predict(model.model, model.test)
-        by_token = predict_with(
-            model.model, model.linears, lambda _, linear: cpu.Int8Linear(linear), model.test
-        )
-        static = model.predict_static(best, model.test)
-        truth = true_labels(model.model, model.test)
-        for words, labels in (("a scale for each token", by_token), ("static", static)):
-            accuracy = share_equal(labels, truth)
-            former = share_equal(exact, truth)
+        exact = model.exact["test"]
+        truth = model.true_labels("test")
+        before = share_equal(exact, truth)
+        ways = {"a scale for each token": model.by_token("test")}
+        ways["static scales"] = model.static(best, "test")
+        for way, labels in ways.items():
+            after = share_equal(labels, truth)
             for name, share in share_equal(labels, exact).items():
-                found[name, f"{words}: labels as in float32"].append(share)
-                change = accuracy[name] - former[name]
-                found[name, f"{words}: accuracy minus that of float32"].append(change)
-    for (name, words), values in found.items():
+                found[name, f"{way}: labels as in float32"].append(share)
+                found[name, f"{way}: accuracy minus float32's"].append(after[name] - before[name])
+    for (name, what), values in found.items():
         each = " ".join(f"{value:.2f}" for value in values)
-        print(f"{name:12}{words:52}{np.mean(values):8.2f}   {each}")
+        print(f"{name:12}{what:52}{np.mean(values):8.2f}   {each}")
 
 
 if __name__ == "__main__":

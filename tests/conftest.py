@@ -9,7 +9,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest
-import torch
 
 from test_mtbert import (  # it sets the environment, so it comes first
     BUNDLED,
@@ -90,8 +89,8 @@ def signal_at(monkeypatch):
 @pytest.fixture
 def without_gpu(monkeypatch):
     """Compute on the CPU where there is a GPU, too; not in processes that the test starts."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
 
 
 @pytest.fixture(params=["float32", "bfloat16", "int8"])

@@ -391,7 +391,9 @@ def together(tiny, tmp_path_factory):
         patch.chdir(folder)
         write_table()
     (folder / "together.py").write_text(TOGETHER)
-    places = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    places = [str(ROOT), str(ROOT / "tests")]
+    if "PYTHONPATH" in os.environ:
+        places.append(os.environ["PYTHONPATH"])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
     command = [*TORCHRUN, "together.py", tiny]
     pipes = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
