@@ -712,6 +712,10 @@ def count_rows(labels):
     return {name: int(is_labelled(values).sum()) for name, values in labels.items()}
 
 
+STEPS = 250  # of a training on few rows: fewer lack some, more gain nothing
+MOST_EPOCHS = 20
+
+
 def choose_steps(args, num_draws):
     """Put a batch size and a number of epochs into the flags `args` where they name none."""
     if args.batch_size is None:
@@ -721,18 +725,18 @@ def choose_steps(args, num_draws):
 
 
 def default_batch_size(num_draws, epochs):
-    """The fewest of 8, 16, 24 and 32 rows in a step with which a training has 250 steps at most.
+    """The fewest of 8, 16, 24 and 32 rows in a step with which a training has STEPS steps at most.
 
     Where 32 have more, they are taken. num_draws: of an epoch. epochs: None where their number is
-    open as well; it is then 20, the most by default.
+    open as well; it is then MOST_EPOCHS.
     """
-    num_rows = (epochs or 20) * round(num_draws) / 250
+    num_rows = (epochs or MOST_EPOCHS) * round(num_draws) / STEPS
     return min(8 * math.ceil(num_rows / 8), 32)
 
 
 def default_epochs(num_draws, batch_size):
-    """The epochs of so many draws that make about 250 steps, but at least 3 and at most 20."""
-    return min(max(round(250 * batch_size / num_draws), 3), 20)
+    """The epochs of so many draws that make about STEPS steps, from 3 to MOST_EPOCHS."""
+    return min(max(round(STEPS * batch_size / num_draws), 3), MOST_EPOCHS)
 
 
 def draw_rows(draws, rng):
