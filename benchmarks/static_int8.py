@@ -35,7 +35,7 @@ SETTINGS = ((100, 0), (99.99, 0), (100, 0.5), (100, 0.7), (99.99, 0.7))
 class StaticLinear(nn.Module):
     """An nn.Linear whose inputs and weights are rounded to 8 bits, with scales that are fixed.
 
-    inputs: (N, D) float32, what the scales are fitted to. As on a processor, inputs become bytes
+    inputs: (N, D) float32, what the scales are fitted to. As on a CPU, inputs become bytes
     from 0 to 255, weights whole numbers from -127 to 127 with a scale for each output.
     """
 
