@@ -105,8 +105,13 @@ def not_among(rows, others):
 
 def draw_calibration(rows):
     """At most CALIBRATION_ROWS of the rows, drawn at random; the same ones in each call."""
-    order = np.random.default_rng(0).permutation(len(rows))
-    return [rows[i] for i in order[:CALIBRATION_ROWS]]
+    return draw(rows, CALIBRATION_ROWS)
+
+
+def draw(rows, most, seed=0):
+    """At most so many of the rows, at random; the same ones for each seed."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return [rows[i] for i in order[:most]]
 
 
 def dtype_name(dtype):

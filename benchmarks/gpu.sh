@@ -35,11 +35,12 @@ esac
 sst=(--data "$data/sst/train.jsonl" --val "$data/sst/dev.jsonl" --test "$data/sst/test.jsonl")
 sst+=(--device "$device")
 budget=${4:-590}
-rm -f "$out/report.txt"
+rm -f "$out/begun.txt" "$out/report.txt"
 
 step() { # name, most seconds, command
     local name=$1 limit=$2 start=$SECONDS status=0 words=done
     shift 2
+    echo "$name" >> "$out/begun.txt"
     ((limit = limit < budget - SECONDS ? limit : budget - SECONDS))
     if ((limit < 1)); then
         echo "no time was left" > "$out/$name.txt"; status=124
@@ -99,6 +100,6 @@ echo && tail -n 12 "$out/sample.txt" && cat "$out"/predict*.txt
 echo && cat "$out/parity.txt" "$out"/*equal.txt
 echo && echo "tests: $(tail -n 1 "$out/tests.txt")" && grep "^FAILED\|^ERROR" "$out/tests.txt"
 echo && cat "$out/report.txt"
-steps=18 good=$(grep -c ' s  done$' "$out/report.txt")
+steps=$(wc -l < "$out/begun.txt") good=$(grep -c ' s  done$' "$out/report.txt")
 echo "$((steps - good)) of $steps steps failed; $SECONDS s in all"
 ((good == steps))

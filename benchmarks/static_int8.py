@@ -19,7 +19,7 @@ import contenders  # before torch: it sets the environment
 import numpy as np
 import torch
 import torch.nn as nn
-from speed import read_labelled
+from speed import agreement, read_labelled
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -28,6 +28,7 @@ from support import cpu
 from support.errors import InputError
 from support.script import Parser, number, run_script
 
+EXACT = "mtbert, float32"  # what speed.agreement compares with
 # (how many of the values a scale covers in %, SmoothQuant's alpha; 0: no smoothing)
 SETTINGS = ((100, 0), (99.99, 0), (100, 0.5), (100, 0.7), (99.99, 0.7))
 
@@ -87,47 +88,20 @@ def record_inputs(model, linears, rows):
 
         handles.append(linear.register_forward_pre_hook(keep))
     for row in rows:  # alone, so that no scale is fitted to padding
-        predict_labels(model, [row])
+        compute_logits(model, [row])
     for handle in handles:
         handle.remove()
     return [torch.cat(parts) for parts in recorded]
 
 
-def classifications(model):
-    return [task for task in model.tasks if isinstance(task, mtbert.Classification)]
-
-
-def predict_labels(model, rows):
-    """{task: the label of each row}"""
+def compute_logits(model, rows):
+    """{task: (N, C) logits}"""
     data = mtbert.encode(model.tokenizer, rows, max_length=model.max_length)
-    logits = mtbert.compute_logits(model, data)
-    labels = {}
-    for task in classifications(model):
-        predictions = task.predictions(logits[task.name])
-        labels[task.name] = [prediction["label"] for prediction in predictions]
-    return labels
-
-
-def share_equal(labels, others):
-    """{task: share of equal labels in %, of the rows where the others have one}"""
-    shares = {}
-    for name in labels:
-        equal = []
-        for label, other in zip(labels[name], others[name], strict=True):
-            if other is not None:
-                equal.append(label == other)
-        shares[name] = 100 * float(np.mean(equal))
-    return shares
-
-
-def draw(rows, most):
-    """At most so many of the rows, at random; the same ones in each call."""
-    order = np.random.default_rng(1).permutation(len(rows))
-    return [rows[i] for i in order[:most]]
+    return mtbert.compute_logits(model, data)
 
 
 class Model:
-    """A run with the rows to measure, what its layers read, and its labels in float32."""
+    """A run with the rows to measure, what its layers read, and its logits in float32."""
 
     def __init__(self, folder, val_files, test_files, most):
         self.model = mtbert.load(folder, "cpu", trainable=True)
@@ -136,42 +110,45 @@ class Model:
         val = contenders.not_among(read_labelled(self.model, val_files), test)
         calibration = contenders.draw_calibration(val)
         self.rows = {
-            "validation": draw(contenders.not_among(val, calibration), most),
-            "test": draw(test, most),
+            "validation": contenders.draw(contenders.not_among(val, calibration), most, seed=1),
+            "test": contenders.draw(test, most, seed=1),
         }
         if not self.rows["validation"]:
             raise InputError("--val has no row to choose by that no scale is fitted to")
         self.inputs = record_inputs(self.model, self.linears, calibration)
         self.exact = {}
         for split, rows in self.rows.items():
-            self.exact[split] = predict_labels(self.model, rows)
+            self.exact[split] = compute_logits(self.model, rows)
 
     def static(self, setting, split):
-        """Labels with static scales."""
+        """Logits with static scales."""
 
         def make(i, linear):
             return StaticLinear(linear, self.inputs[i], *setting)
 
-        return self.predict_with(make, split)
+        return self.compute_with(make, split)
 
     def by_token(self, split):
-        """Labels in support/cpu.py's int8."""
-        return self.predict_with(lambda _, linear: cpu.Int8Linear(linear), split)
+        """Logits in support/cpu.py's int8."""
+        return self.compute_with(lambda _, linear: cpu.Int8Linear(linear), split)
 
-    def predict_with(self, make, split):
-        """Labels with make(i, linear) in place of each linear layer."""
+    def compute_with(self, make, split):
+        """Logits with make(i, linear) in place of each linear layer."""
         for i, (layer, name, linear) in enumerate(self.linears):
             setattr(layer, name, make(i, linear))
-        labels = predict_labels(self.model, self.rows[split])
+        logits = compute_logits(self.model, self.rows[split])
         for layer, name, linear in self.linears:
             setattr(layer, name, linear)
-        return labels
+        return logits
 
-    def true_labels(self, split):
-        labels = {}
-        for task in classifications(self.model):
-            labels[task.name] = [row.labels.get(task.name) for row in self.rows[split]]
-        return labels
+    def agreement(self, logits, split):
+        """{task: speed.agreement's entries of {name: logits}}, of tasks with one class a row."""
+        found = {}
+        for task in self.model.tasks:
+            entries = agreement(task, self.rows[split], {EXACT: self.exact[split]} | logits)
+            if entries:
+                found[task.name] = entries
+        return found
 
 
 def parse_args():
@@ -192,8 +169,11 @@ def main():
     for folder in args.model:
         model = Model(folder, args.val, args.test, args.rows)
         for setting in SETTINGS:
-            shares = share_equal(model.static(setting, "validation"), model.exact["validation"])
-            scores[setting].append(np.mean(list(shares.values())))
+            static = {"static": model.static(setting, "validation")}
+            shares = []
+            for entries in model.agreement(static, "validation").values():
+                shares.append(100 * entries["static"]["same_as_float32"])
+            scores[setting].append(np.mean(shares))
             print(f"{folder} validation, {setting}: {scores[setting][-1]:.2f} %", flush=True)
         models.append(model)
     best = max(scores, key=lambda setting: np.mean(scores[setting]))
@@ -201,16 +181,14 @@ def main():
 
     found = defaultdict(list)  # (task, what it is) -> its value for each model
     for model in models:
-        exact = model.exact["test"]
-        truth = model.true_labels("test")
-        before = share_equal(exact, truth)
-        ways = {"a scale for each token": model.by_token("test")}
-        ways["static scales"] = model.static(best, "test")
-        for way, labels in ways.items():
-            after = share_equal(labels, truth)
-            for name, share in share_equal(labels, exact).items():
-                found[name, f"{way}: labels as in float32"].append(share)
-                found[name, f"{way}: accuracy minus float32's"].append(after[name] - before[name])
+        logits = {"a scale for each token": model.by_token("test")}
+        logits["static scales"] = model.static(best, "test")
+        for name, entries in model.agreement(logits, "test").items():
+            for way in logits:
+                same = 100 * entries[way]["same_as_float32"]
+                change = 100 * (entries[way]["accuracy"] - entries[EXACT]["accuracy"])
+                found[name, f"{way}: labels as in float32"].append(same)
+                found[name, f"{way}: accuracy minus float32's"].append(change)
     for (name, what), values in found.items():
         each = " ".join(f"{value:.2f}" for value in values)
         print(f"{name:12}{what:52}{np.mean(values):8.2f}   {each}")

@@ -2,9 +2,10 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import MOOD, ROOT, make_rows
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -34,6 +35,8 @@ def test_static_scales_round_to_8_bits_and_smoothing_saves_them_from_a_large_cha
 
 
 def test_rows_without_a_label_count_for_nothing():
-    labels = {"mood": ["good", "bad", "bad", "good"]}
-    truth = {"mood": ["good", "good", None, None]}
-    assert static_int8.share_equal(labels, truth) == {"mood": pytest.approx(50)}
+    logits = {"mood": np.array([[0, 1], [1, 0], [1, 0], [0, 1]], np.float32)}
+    rows = make_rows({"mood": "good"}, {"mood": "good"}, {}, {})
+    [entry] = static_int8.agreement(MOOD, rows, {static_int8.EXACT: logits}).values()
+    assert entry["accuracy"] == pytest.approx(0.5)
+    assert entry["rows"] == 2
